@@ -1,0 +1,5 @@
+"""``python -m rcgrpo``."""
+
+from rcgrpo.cli import main
+
+main()

@@ -1,0 +1,95 @@
+"""Load and save policies: a causal language model and its tokenizer, as Hugging Face checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rcgrpo.codec.tokenizer import add_reward_tokens
+from rcgrpo.errors import UserError
+
+EMBEDDED = "toolworld-base"
+"""Name of the base model that ships with the package."""
+
+
+@dataclass
+class Policy:
+    """A named model with its tokenizer. ``model`` may be wrapped by peft while it trains."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def embedded_path() -> Path:
+    """Folder of the embedded ToolWorld base model."""
+    return Path(str(files("rcgrpo.environments.toolworld") / "base"))
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto``: the process's GPU where there is one, else the CPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device = 'cuda', but this machine has no GPU that torch can use; take 'auto' or 'cpu'")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def load_policy(path: str | Path, *, name: str, dtype: str = "float32", device: str = "auto") -> Policy:
+    """Load a checkpoint folder, a hub name, or ``toolworld-base``."""
+    source = str(embedded_path()) if str(path) == EMBEDDED else str(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"model.path = {str(path)!r} cannot be loaded as a causal language model: {first}") from error
+    model.to(pick_device(device)).eval()
+    return Policy(name, model, tokenizer)
+
+
+def teach_reward_tokens(policy: Policy, seed: int) -> list[int]:
+    """Make the reward tokens special tokens of tokenizer and embeddings; return their ids.
+
+    A model whose tokenizer has them already is left as it is. New rows start at the mean of the embedding
+    matrix plus noise of its own spread (seeded), so that the two tokens differ from the first step.
+    """
+    if not add_reward_tokens(policy.tokenizer):
+        return reward_token_ids(policy.tokenizer)
+    ids = reward_token_ids(policy.tokenizer)
+    model = policy.model
+    if len(policy.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(policy.tokenizer), mean_resizing=False)
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in matrices.values():
+            known = weight[: min(ids)].float()
+            noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
+            weight[ids] = (known.mean(0) + 0.1 * known.std(0) * noise).to(weight.dtype)
+    return ids
+
+
+def reward_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of ``<|high_reward|>`` and ``<|low_reward|>`` in a tokenizer that has them as special tokens."""
+    from rcgrpo.conditioning import REWARD_TOKENS
+
+    ids: Any = tokenizer.convert_tokens_to_ids(list(REWARD_TOKENS))
+    return list(ids)
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads; complete or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.model.save_pretrained(partial)
+    policy.tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

@@ -1,0 +1,68 @@
+"""Collect trajectories: experts by playing gold for real, failures and successes by letting a policy explore."""
+
+from __future__ import annotations
+
+from rcgrpo.config import CollectTable, Recipe
+from rcgrpo.environments.protocol import tasks_of
+from rcgrpo.episodes.store import write_episodes
+from rcgrpo.episodes.types import Episode, Sampling
+from rcgrpo.errors import UserError
+from rcgrpo.stages.directory import RunDirectory
+from rcgrpo.stages.rollout import GOLD, Job
+from rcgrpo.stages.setup import load_for_play, player_for, seed_of
+
+
+def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
+    """Play the stage's episodes, keep those asked for, write them; return counts."""
+    table = recipe.stages[name]
+    assert isinstance(table, CollectTable)
+    directory = run.stage(name)
+    tasks = tasks_of(recipe.suite, run.split(), table.pool, table.limit)
+    jobs = [
+        Job(
+            task,
+            group_id=task.id,
+            index=i,
+            sampling=Sampling(
+                temperature=table.temperature, top_p=table.top_p, seed=seed_of(recipe.seed, name, task.id, i)
+            ),
+        )
+        for task in tasks
+        for i in range(table.samples)
+    ]
+    done = 0
+
+    def progress() -> None:
+        nonlocal done
+        done += 1
+        directory.progress(done, len(jobs))
+
+    policy = load_for_play(run, recipe, table.policy)
+    player = player_for(recipe, policy)
+    episodes = player.gold(jobs, progress) if table.policy == GOLD else player.policy(policy, jobs, progress)
+    if table.policy == GOLD:
+        _check_gold(episodes)
+    wanted = {"all": lambda e: True, "successes": lambda e: e.reward >= 1, "failures": lambda e: e.reward < 1}
+    kept = [e for e in episodes if e.error is None and any(e.loss_mask) and wanted[table.keep](e)]
+    if not kept:
+        raise UserError(f"stage {name!r} kept none of {len(episodes)} episodes (keep = {table.keep!r})")
+    write_episodes(directory.episodes, kept)
+    counts = {
+        "played": len(episodes),
+        "kept": len(kept),
+        "successes": sum(e.reward >= 1 for e in kept),
+        "errors": sum(e.error is not None for e in episodes),
+    }
+    directory.metric(step=0, **counts, tokens=sum(len(e.token_ids) for e in kept))
+    return counts
+
+
+def _check_gold(episodes: list[Episode]) -> None:
+    """A gold answer that fails is an error of the task or of a limit, never training data."""
+    for episode in episodes:
+        if not episode.success:
+            why = episode.error or next((v for v in episode.verdicts if not v.valid), None)
+            raise UserError(
+                f"the gold answer of {episode.task_id} does not succeed ({episode.stop_reason}; {why}); "
+                f"if it stopped for length, raise rollout.episode_tokens or rollout.step_tokens"
+            )

@@ -1,0 +1,184 @@
+"""The run directory: where everything that a run produces lies, and how it is written whole or not at all.
+
+::
+
+    config.json provenance.json split.json table.json report.html
+    stages/<stage>/stage.json            kind, digest, seconds: present once the stage is done
+    stages/<stage>/metrics.jsonl         one object per step
+    stages/<stage>/progress.json         {"done", "total"} while it runs
+    stages/<stage>/episodes.jsonl.gz     collect: the episodes
+    stages/<stage>/rollouts/*.jsonl.gz   reinforce: the batch at each resume point
+    stages/<stage>/checkpoint/           finetune, reinforce: Hugging Face format
+    stages/<stage>/resume/               state of an unfinished stage
+    evaluations/<row>/                   result.json, episodes.jsonl.gz
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcgrpo.config import BASE, Recipe, parse_recipe
+from rcgrpo.environments.split import Split
+from rcgrpo.errors import UserError
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON through a temporary file and a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is a :class:`UserError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+class StageDirectory:
+    """One stage's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.episodes = path / "episodes.jsonl.gz"
+        self.checkpoint = path / "checkpoint"
+        self.resume = path / "resume"
+        self.rollouts = path / "rollouts"
+        self.log = path / "log.txt"
+        self._metrics = path / "metrics.jsonl"
+        self._marker = path / "stage.json"
+        self._reported = 0.0
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What a finished stage noted about itself; None while it is not done."""
+        return read_json(self._marker) if self._marker.is_file() else None
+
+    def finish(self, **record: Any) -> None:
+        """Mark the stage done."""
+        write_json(self._marker, record)
+
+    def metric(self, **values: Any) -> None:
+        """Append one object to metrics.jsonl."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._metrics.open("a") as stream:
+            stream.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All objects of metrics.jsonl."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics of steps after ``step``: they are about to be done again."""
+        kept = [m for m in self.metrics() if m["step"] <= step]
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self._metrics.with_name(".metrics.partial")
+        partial.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        os.replace(partial, self._metrics)
+
+    def progress(self, done: int, total: int) -> None:
+        """Note how far the stage is (at most a few times a second)."""
+        if done == total or time.monotonic() - self._reported > 0.3:
+            self._reported = time.monotonic()
+            write_json(self.path / "progress.json", {"done": done, "total": total})
+
+    def read_progress(self) -> tuple[int, int]:
+        """(done, total); (0, 0) before the first note."""
+        path = self.path / "progress.json"
+        noted = read_json(path) if path.is_file() else {"done": 0, "total": 0}
+        return noted["done"], noted["total"]
+
+
+class RunDirectory:
+    """A run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.split_path = path / "split.json"
+        self.table_path = path / "table.json"
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run; :class:`UserError` if there is none."""
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is not a run directory: it has no config.json")
+        return cls(path)
+
+    def prepare(self, recipe: Recipe, redo: list[str]) -> None:
+        """Create the directory or check that it belongs to this recipe; then note config, split and provenance."""
+        for name in redo:
+            if name not in recipe.stages:
+                raise UserError(f"--redo {name}: the recipe has no such stage; it has {', '.join(recipe.stages)}")
+        for name in recipe.order():
+            record = self.stage(name).record
+            stale = record is not None and record["digest"] != recipe.digest(name)
+            if stale and name not in redo and not any(need in redo for need in recipe.needs(name)):
+                raise UserError(
+                    f"{self.path}: stage {name!r} was done with another configuration; "
+                    f"choose another --out, or give --redo {name} to do it and what follows from it again"
+                )
+        split = recipe.suite.split()
+        if self.split_path.is_file() and Split.load(self.split_path).sha256 != split.sha256:
+            raise UserError(f"{self.path} was made with another split; choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        split.save(self.split_path)
+        write_json(self.path / "config.json", recipe.model_dump(mode="json"))
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the run was prepared with."""
+        path = self.path / "config.json"
+        return parse_recipe(read_json(path), str(path))
+
+    def split(self) -> Split:
+        """The run's split."""
+        return Split.load(self.split_path)
+
+    def stage(self, name: str) -> StageDirectory:
+        """The folder of a stage."""
+        return StageDirectory(self.path / "stages" / name)
+
+    def evaluation(self, row: str) -> Path:
+        """The folder of a row of the results table."""
+        return self.path / "evaluations" / (re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-") or "row")
+
+    def checkpoint(self, recipe: Recipe, name: str) -> str:
+        """What ``load_policy`` takes for ``base`` or a finished stage."""
+        if name == BASE:
+            return recipe.model.path
+        folder = self.stage(name).checkpoint
+        if self.stage(name).record is None or not folder.is_dir():
+            raise UserError(f"stage {name!r} has no checkpoint yet in {self.path}: run it first")
+        return str(folder)
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """What a reader needs to know about where figures came from."""
+    names = ("rcgrpo", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )
+    return {
+        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},
+        "commit": commit.stdout.strip() or None,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "seed": seed,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

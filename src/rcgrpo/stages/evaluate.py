@@ -1,0 +1,152 @@
+"""Evaluate rows of the results table: success with intervals, and a probe of groups; re-score saved episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcgrpo.algorithm.diagnostics import group_diagnostics
+from rcgrpo.algorithm.statistics import wilson
+from rcgrpo.conditioning import TokenSampler
+from rcgrpo.config import EvaluateTable, Recipe, RowTable
+from rcgrpo.environments.protocol import Suite, tasks_of
+from rcgrpo.episodes.store import read_episodes, write_episodes
+from rcgrpo.episodes.types import Call, Episode, RewardToken, Sampling, Task, Verdict
+from rcgrpo.policy.load import Policy
+from rcgrpo.stages.directory import RunDirectory, read_json, write_json
+from rcgrpo.stages.rollout import Job, Player
+from rcgrpo.stages.setup import load_for_play, player_for, seed_of
+
+Progress = Callable[[], None]
+
+
+def evaluation_jobs(tasks: Sequence[Task], table: EvaluateTable, token: RewardToken | None, seed: int) -> list[Job]:
+    """One job per task and seed. Seeds do not depend on the row, so rows are compared on the same draws."""
+    return [
+        Job(
+            task,
+            group_id=task.id,
+            index=i,
+            token=token,
+            sampling=Sampling(
+                temperature=table.temperature, top_p=table.top_p, seed=seed_of(seed, "evaluate", task.id, i)
+            ),
+        )
+        for task in tasks
+        for i in range(table.seeds)
+    ]
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success with its 95% Wilson interval, overall and per category. ``success`` is the official 0/1."""
+
+    def share(chosen: Sequence[Episode]) -> dict[str, Any]:
+        solved = sum(e.success for e in chosen)
+        low, high = wilson(solved, len(chosen))
+        return {"success": solved / len(chosen), "low": low, "high": high, "n": len(chosen)}
+
+    categories = sorted({e.category for e in episodes})
+    return {
+        **share(episodes),
+        "reward": sum(e.reward for e in episodes) / len(episodes),
+        "by_category": {c: share([e for e in episodes if e.category == c]) for c in categories},
+        "errors": sum(e.error is not None for e in episodes),
+    }
+
+
+def probe(
+    player: Player, policy: Policy, tasks: Sequence[Task], sampler: TokenSampler, size: int, seed: int, done: Progress
+) -> dict[str, float | None]:
+    """Sample groups at temperature 1 and report flat groups, success under each token, and the variance split."""
+    jobs = []
+    for task in tasks:
+        tokens = sampler.sample(size, f"{seed}/probe/{task.id}")
+        for i, token in enumerate(tokens):
+            sampling = Sampling(temperature=1.0, seed=seed_of(seed, "probe", task.id, i))
+            jobs.append(Job(task, group_id=task.id, index=i, token=token, sampling=sampling))
+    episodes = player.policy(policy, jobs, done)
+    rewards = torch.tensor([e.reward for e in episodes])
+    return group_diagnostics(rewards, [e.group_id for e in episodes], [e.reward_token for e in episodes])
+
+
+def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progress = lambda: None) -> dict[str, Any]:
+    """Measure one row, save its episodes and result, return the result."""
+    table = recipe.evaluate
+    policy = load_for_play(run, recipe, row.policy)
+    player = player_for(recipe, policy)
+    split = run.split()
+    tasks = tasks_of(recipe.suite, split, table.pool, table.limit)
+    episodes = player.policy(policy, evaluation_jobs(tasks, table, row.token, recipe.seed), done)
+    probed: dict[str, float | None] = {}
+    if table.probe_tasks:
+        probed = probe(player, policy, tasks[: table.probe_tasks], row.probe, table.probe_group, recipe.seed, done)
+    result = {
+        "row": row.row,
+        "policy": row.policy,
+        "token": row.token,
+        "temperature": table.temperature,
+        **summarise(episodes),
+        "zero_variance_share": probed.get("zero_variance_share"),
+        "separation": probed.get("separation"),
+        "probe": probed,
+        "split_sha256": split.sha256,
+    }
+    folder = run.evaluation(row.row)
+    write_episodes(folder / "episodes.jsonl.gz", episodes)
+    write_json(folder / "result.json", {**result, "digest": row_digest(recipe, row)})
+    return result
+
+
+def evaluation_size(run: RunDirectory, recipe: Recipe) -> int:
+    """Episodes that one row plays."""
+    table = recipe.evaluate
+    tasks = min(len(run.split().pools.get(table.pool, [])), table.limit or 10**9)
+    return tasks * table.seeds + min(tasks, table.probe_tasks) * table.probe_group
+
+
+def row_digest(recipe: Recipe, row: RowTable) -> str:
+    """What decides a row's result, so that a changed evaluation is not taken for done."""
+    policy = recipe.digest(row.policy) if row.policy in recipe.stages else recipe.model.model_dump_json()
+    settings = recipe.evaluate.model_dump_json(exclude={"rows"})
+    limits = recipe.rollout.model_dump_json() + recipe.chat.model_dump_json()
+    return f"{policy}/{seed_of(row.model_dump_json(), settings, limits, recipe.seed):x}"
+
+
+def finished_row(run: RunDirectory, recipe: Recipe, row: RowTable) -> dict[str, Any] | None:
+    """The saved result of a row if it was measured under the present settings."""
+    path = run.evaluation(row.row) / "result.json"
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    return result if result.pop("digest", None) == row_digest(recipe, row) else None
+
+
+async def _replay(suite: Suite, episode: Episode) -> list[Verdict]:
+    environment = suite.environment(suite.task(episode.task_id))
+    for turn in range(max((step.turn for step in episode.steps), default=-1) + 1):
+        environment.open_turn()
+        for step in episode.steps:
+            if step.turn == turn:
+                for executed in step.calls:
+                    await environment.call(Call(name=executed.call.name, arguments=executed.call.arguments))
+        environment.close_turn()
+    missing = len(environment.task.turns) - len(environment.verdicts)
+    return [*environment.verdicts, *[Verdict(valid=False, reason="unreached")] * missing]
+
+
+async def replay(suite: Suite, path: Path) -> tuple[list[Episode], list[Episode]]:
+    """Re-run the saved calls of a file in fresh worlds, without a model.
+
+    Returns the episodes with new verdicts, and those whose success differs from what was saved.
+    """
+    rescored, changed = [], []
+    for episode in read_episodes(path):
+        again = episode.model_copy(update={"verdicts": await _replay(suite, episode)})
+        rescored.append(again)
+        if again.success != episode.success:
+            changed.append(again)
+    return rescored, changed
+

@@ -1,0 +1,301 @@
+"""Play episodes: environment, codec and policy together, one coroutine per episode.
+
+The gold policy goes through the very same code as a sampled one, so experts and failures are rendered
+identically: same prompt, same tool results by real execution, same loss mask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rcgrpo.codec.codec import Codec
+from rcgrpo.conditioning import condition
+from rcgrpo.config import RolloutTable
+from rcgrpo.environments.protocol import Environment, Suite
+from rcgrpo.episodes.types import (
+    Episode,
+    EpisodeError,
+    Message,
+    RewardToken,
+    Sampling,
+    Step,
+    StopReason,
+    Task,
+    Verdict,
+)
+from rcgrpo.errors import UserError
+from rcgrpo.policy.engine import Completion, Engine
+from rcgrpo.policy.load import Policy
+
+GOLD = "gold"
+"""Name of the policy that plays a task's gold calls."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to play."""
+
+    task: Task
+    group_id: str
+    index: int = 0
+    token: RewardToken | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+class Row(Protocol):
+    """A conversation that grows: what an engine's row and the gold policy have in common."""
+
+    ids: list[int]
+
+    @property
+    def room(self) -> int: ...
+    def append(self, ids: Sequence[int]) -> None: ...
+    async def generate(self, max_new_tokens: int) -> Completion: ...
+
+
+OpenRow = Callable[[list[int], Sampling], AbstractAsyncContextManager[Row]]
+
+
+def opening(environment: Environment, first: Sequence[Message], codec: Codec, token: RewardToken | None) -> list[int]:
+    """The conditioned prompt of an episode: ids up to the first generated token."""
+    return codec.prompt(condition(first, token), environment.visible())
+
+
+def recondition(episode: Episode, suite: Suite, codec: Codec, token: RewardToken | None) -> Episode:
+    """The same trajectory under another reward token: only the prompt's ids change."""
+    task = suite.task(episode.task_id)
+    environment = suite.environment(task)
+    first = environment.open_turn()
+    prompt = opening(environment, first, codec, token)
+    start = episode.loss_mask.index(1)
+    return episode.model_copy(
+        update={
+            "reward_token": token,
+            "messages": condition(first, token) + episode.messages[len(first) :],
+            "token_ids": prompt + episode.token_ids[start:],
+            "loss_mask": [0] * len(prompt) + episode.loss_mask[start:],
+        }
+    )
+
+
+def gold_messages(task: Task, per_message: int = 1) -> Iterator[Message]:
+    """The expert's messages: each turn's gold calls, ``per_message`` at a time, then a closing text."""
+    closings = task.data.get("closings") or [
+        "Done." if turn.gold else "I cannot do this with the tools and the information that I have."
+        for turn in task.turns
+    ]
+    for turn, closing in zip(task.turns, closings, strict=True):
+        for start in range(0, len(turn.gold), per_message):
+            yield Message(role="assistant", calls=turn.gold[start : start + per_message])
+        yield Message(role="assistant", content=closing)
+
+
+class _GoldRow:
+    def __init__(self, prompt: list[int], messages: Iterator[Message], codec: Codec, limit: int) -> None:
+        self.ids = list(prompt)
+        self._messages, self._codec, self._limit = messages, codec, limit
+
+    @property
+    def room(self) -> int:
+        return self._limit - len(self.ids)
+
+    def append(self, ids: Sequence[int]) -> None:
+        self.ids += ids
+
+    async def generate(self, max_new_tokens: int) -> Completion:
+        ids = self._codec.assistant(next(self._messages))
+        stopped = len(ids) <= max_new_tokens
+        self.ids += ids[:max_new_tokens]
+        return Completion(ids[:max_new_tokens], [], stopped)
+
+
+async def play(job: Job, environment: Environment, open_row: OpenRow, codec: Codec, limits: RolloutTable) -> Episode:
+    """Play one episode to its end. Whatever the policy writes is data; the environment's own failure too."""
+    record = _Recorder(job)
+    try:
+        first = environment.open_turn()
+        record.messages = condition(first, job.token)
+        prompt = opening(environment, first, codec, job.token)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  the world's failure is kept as data, not raised
+        return record.episode([], environment, error)
+    if len(prompt) >= limits.episode_tokens:
+        record.stop = StopReason.LENGTH
+        return record.episode(prompt, environment)
+    async with open_row(prompt, job.sampling) as row:
+        record.given(len(prompt))
+        try:
+            await _play_turns(record, row, environment, codec, limits)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            return record.episode(row.ids, environment, error)
+        return record.episode(row.ids, environment)
+
+
+async def _play_turns(
+    record: _Recorder, row: Row, environment: Environment, codec: Codec, limits: RolloutTable
+) -> None:
+    closed = True
+    while True:
+        stop = None
+        for step in range(limits.steps_per_turn):
+            budget = min(limits.step_tokens, row.room)
+            if budget < 1:
+                stop = StopReason.LENGTH
+                break
+            completion = await row.generate(budget)
+            closed = completion.stopped
+            parsed = codec.parse(completion.ids)
+            record.generated(completion)
+            ends_turn = limits.malformed_call == "end_turn" and parsed.failures
+            calls = [] if ends_turn else parsed.message.calls
+            executed = [await environment.call(call) for call in calls]
+            record.step(environment.turn, parsed.message, parsed.failures, executed, truncated=not closed)
+            feedback = [Message(role="tool", content=call.result) for call in executed]
+            if not ends_turn:
+                feedback += [Message(role="tool", content=failure.message) for failure in parsed.failures]
+            if not feedback:
+                break
+            record.messages += feedback
+            if step == limits.steps_per_turn - 1:
+                stop = StopReason.STEP_LIMIT
+                break
+            if not record.append(row, codec.extend(feedback, closed=closed)):
+                stop = StopReason.LENGTH
+                break
+        environment.close_turn()
+        if stop:
+            record.stop = stop
+            return
+        if environment.turn == len(environment.task.turns) - 1:
+            record.stop = StopReason.COMPLETED
+            return
+        said = announced(environment, codec)
+        record.messages += said
+        if not record.append(row, codec.extend(said, closed=closed)):
+            record.stop = StopReason.LENGTH
+            return
+
+
+def announced(environment: Environment, codec: Codec) -> list[Message]:
+    """Open the next turn; documentation of the tools it reveals stands in front of what the user says."""
+    before = environment.withheld()
+    said = environment.open_turn()
+    revealed = before - environment.withheld()
+    if not revealed:
+        return said
+    schemas = [schema for schema in environment.visible() if schema["function"]["name"] in revealed]
+    return [said[0].model_copy(update={"content": f"{codec.announce(schemas)}\n\n{said[0].content}"}), *said[1:]]
+
+
+class _Recorder:
+    """Collects an episode while it is played."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.stop = StopReason.ERROR
+        self.messages: list[Message] = []
+        self.steps: list[Step] = []
+        self.mask: list[int] = []
+        self.logprobs: list[float] = []
+
+    def given(self, count: int) -> None:
+        self.mask += [0] * count
+
+    def generated(self, completion: Completion) -> None:
+        self.mask += [1] * len(completion.ids)
+        self.logprobs += completion.logprobs
+
+    def append(self, row: Row, ids: list[int]) -> bool:
+        """Append given ids; False if the next token would not fit."""
+        if len(ids) >= row.room:
+            return False
+        row.append(ids)
+        self.given(len(ids))
+        return True
+
+    def step(self, turn: int, message: Message, failures: list, executed: list, *, truncated: bool) -> None:
+        self.messages.append(message)
+        self.steps.append(Step(turn=turn, message=message, failures=failures, calls=executed, truncated=truncated))
+
+    def episode(self, ids: Sequence[int], environment: Environment, error: Exception | None = None) -> Episode:
+        job, task = self.job, self.job.task
+        verdicts = list(environment.verdicts)
+        verdicts += [Verdict(valid=False, reason="unreached") for _ in task.turns[len(verdicts) :]]
+        mask = self.mask or [0] * len(ids)
+        return Episode(
+            task_id=task.id,
+            category=task.category,
+            scenario=task.scenario,
+            group_id=job.group_id,
+            index=job.index,
+            policy="",
+            sampling=job.sampling,
+            reward_token=job.token,
+            messages=self.messages,
+            steps=self.steps,
+            token_ids=list(ids),
+            loss_mask=mask,
+            logprobs=self.logprobs,
+            verdicts=verdicts,
+            stop_reason=StopReason.ERROR if error else self.stop,
+            rewards={} if error else environment.rewards(),
+            error=EpisodeError(type=type(error).__name__, message=str(error)) if error else None,
+        )
+
+
+@dataclass(frozen=True)
+class Player:
+    """Plays jobs of one suite under one set of limits."""
+
+    suite: Suite
+    codec: Codec
+    limits: RolloutTable
+    reward: str
+    """Name of the reward term that becomes ``Episode.reward``."""
+
+    def gold(self, jobs: Iterable[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
+        """Play gold answers."""
+
+        async def play_all() -> list[Episode]:
+            return [await self._play(job, self._gold_rows(job.task), GOLD, done) for job in jobs]
+
+        return asyncio.run(play_all())
+
+    def policy(self, policy: Policy, jobs: Iterable[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
+        """Sample the policy on all jobs at once; results in the jobs' order."""
+
+        async def play_all() -> list[Episode]:
+            engine = Engine(
+                policy.model,
+                stop_ids=self.codec.stop_ids,
+                slots=self.limits.slots,
+                max_length=self.limits.episode_tokens,
+            )
+            async with engine:
+                return await asyncio.gather(*(self._play(job, engine.row, policy.name, done) for job in jobs))
+
+        return asyncio.run(play_all())
+
+    async def _play(self, job: Job, open_row: OpenRow, name: str, done: Callable[[], None]) -> Episode:
+        environment = self.suite.environment(job.task)
+        episode = await play(job, environment, open_row, self.codec, self.limits)
+        done()
+        if episode.error is None and self.reward not in episode.rewards:
+            raise UserError(f"reward = {self.reward!r}: this world has the terms {', '.join(episode.rewards)}")
+        return episode.model_copy(update={"policy": name, "reward": episode.rewards.get(self.reward, 0.0)})
+
+    def _gold_rows(self, task: Task) -> OpenRow:
+        messages = gold_messages(task)
+
+        @asynccontextmanager
+        async def open_row(prompt: list[int], sampling: Sampling):
+            yield _GoldRow(prompt, messages, self.codec, self.limits.episode_tokens)
+
+        return open_row

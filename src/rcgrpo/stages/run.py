@@ -1,0 +1,210 @@
+"""Walk a recipe: stages in order, each in a process of its own, those already done skipped; then the table.
+
+A stage runs as ``rcgrpo stage RUN_DIR NAME``: its memory is freed when it ends, several can run side by side
+(``jobs``), and with ``processes`` above 1 it is launched through torch.distributed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rcgrpo.config import CollectTable, FinetuneTable, Recipe
+from rcgrpo.errors import UserError
+from rcgrpo.stages.collect import collect
+from rcgrpo.stages.directory import RunDirectory, StageDirectory, provenance, read_json, write_json
+from rcgrpo.stages.evaluate import evaluate_row, evaluation_size, finished_row
+from rcgrpo.stages.finetune import finetune
+from rcgrpo.stages.reinforce import reinforce
+from rcgrpo.stages.training import Interrupted
+
+INTERRUPTED = 130
+"""Exit code of a stage that was stopped by Ctrl-C after writing a resume point."""
+
+
+def run_stage(run: RunDirectory, name: str) -> dict[str, Any]:
+    """Do one stage in this process, whatever its kind, and mark it done."""
+    recipe = run.recipe()
+    if name not in recipe.stages:
+        raise UserError(f"no stage {name!r} in {run.path}; it has {', '.join(recipe.stages)}")
+    table = recipe.stages[name]
+    started = time.monotonic()
+    if isinstance(table, CollectTable):
+        result = collect(run, recipe, name)
+    elif isinstance(table, FinetuneTable):
+        result = finetune(run, recipe, name)
+    else:
+        result = reinforce(run, recipe, name)
+    if int(os.environ.get("RANK", "0")) == 0:
+        run.stage(name).finish(
+            kind=table.kind,
+            start=table.policy if isinstance(table, CollectTable) else table.start,
+            digest=recipe.digest(name),
+            seconds=round(time.monotonic() - started, 2),
+            result=result,
+            provenance=provenance(recipe.seed),
+        )
+    return result
+
+
+def run_rows(run: RunDirectory, names: list[str]) -> None:
+    """Measure rows of the table in this process."""
+    recipe = run.recipe()
+    rows = [row for row in recipe.evaluate.rows if row.row in names]
+    directory = StageDirectory(run.path / "evaluations" / "-".join([run.evaluation(n).name for n in names]))
+    total, done = evaluation_size(run, recipe) * len(rows), 0
+
+    def progress() -> None:
+        nonlocal done
+        done += 1
+        directory.progress(done, total)
+
+    for row in rows:
+        evaluate_row(run, recipe, row, progress)
+
+
+@dataclass
+class _Work:
+    """A subprocess to run: a stage, or the evaluation of a row."""
+
+    title: str
+    arguments: list[str]
+    directory: StageDirectory
+    after: set[str]
+    """Titles of stages that have to be done first."""
+    processes: int = 1
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, threads: int) -> None:
+        self.directory.path.mkdir(parents=True, exist_ok=True)
+        launcher = [sys.executable]
+        if self.processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        with self.directory.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*launcher, "-m", "rcgrpo", *self.arguments], stdout=log, stderr=log, env=environment
+            )
+
+
+Watcher = Callable[[str, int, int], None]
+"""Called with (title, done, total) while work goes on."""
+
+
+def plan(run: RunDirectory, recipe: Recipe, processes: int = 1) -> list[_Work]:
+    """The work that is left: stages not done, rows not measured."""
+    left = [name for name in recipe.order() if run.stage(name).record is None]
+    work = [
+        _Work(
+            title=name,
+            arguments=["stage", str(run.path), name],
+            directory=run.stage(name),
+            after={need for need in recipe.needs(name) if need in left},
+            processes=processes if recipe.stages[name].kind != "collect" else 1,
+        )
+        for name in left
+    ]
+    for row in recipe.evaluate.rows:
+        if finished_row(run, recipe, row) is None:
+            work.append(
+                _Work(
+                    title=f"evaluate {row.row}",
+                    arguments=["row", str(run.path), row.row],
+                    directory=StageDirectory(run.evaluation(row.row)),
+                    after={row.policy} & set(left),
+                )
+            )
+    return work
+
+
+def forget(run: RunDirectory, recipe: Recipe, redo: list[str]) -> None:
+    """Unmark stages to be done again, and all that follows from them."""
+    stale = set(redo)
+    for name in recipe.order():
+        if any(need in stale for need in recipe.needs(name)):
+            stale.add(name)
+    for name in stale:
+        folder = run.stage(name)
+        for path in (folder.path / "stage.json", folder.resume / "state.pt"):
+            path.unlink(missing_ok=True)
+
+
+def run_recipe(
+    run: RunDirectory, recipe: Recipe, *, jobs: int, processes: int, watch: Watcher = lambda *_: None
+) -> list[dict[str, Any]]:
+    """Do all work that is left, at most ``jobs`` pieces at once; return the table.
+
+    Raises :class:`Interrupted` after Ctrl-C, once the stages have written their resume points.
+    """
+    write_json(run.path / "provenance.json", {**provenance(recipe.seed), "jobs": jobs, "processes": processes})
+    waiting = plan(run, recipe, processes)
+    running: list[_Work] = []
+    done: set[str] = set()
+    threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
+    try:
+        while waiting or running:
+            for work in [w for w in waiting if w.after <= done][: jobs - len(running)]:
+                waiting.remove(work)
+                work.start(threads)
+                running.append(work)
+            time.sleep(0.1)
+            for work in list(running):
+                watch(work.title, *work.directory.read_progress())
+                assert work.process is not None
+                if (code := work.process.poll()) is None:
+                    continue
+                running.remove(work)
+                _check_exit(work, code)
+                done.add(work.title)
+    except (KeyboardInterrupt, UserError, RuntimeError) as error:
+        _wind_down(running)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted from None
+        raise
+    table = [finished_row(run, recipe, row) for row in recipe.evaluate.rows]
+    rows = [row for row in table if row is not None]
+    write_json(run.table_path, rows)
+    return rows
+
+
+def _check_exit(work: _Work, code: int) -> None:
+    if code == 0:
+        return
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    log = work.directory.log.read_text(errors="replace").strip().splitlines()
+    if code == 2:
+        raise UserError(f"{work.title}: {log[-1] if log else 'no message'}")
+    tail = "\n".join(log[-15:])
+    raise RuntimeError(f"{work.title} failed with exit code {code}; the end of {work.directory.log}:\n{tail}")
+
+
+def _wind_down(running: list[_Work]) -> None:
+    """Ask what still runs to stop at its next resume point, and wait for it."""
+    for work in running:
+        if work.process is not None and work.process.poll() is None:
+            work.process.send_signal(2)
+    for work in running:
+        if work.process is not None:
+            try:
+                work.process.wait(timeout=120)
+            except subprocess.TimeoutExpired:
+                work.process.kill()
+
+
+def default_jobs(recipe: Recipe) -> int:
+    """Pieces of work at once: one per two free cores' worth of a small CPU model, one on a GPU."""
+    on_gpu = recipe.model.device != "cpu" and torch.cuda.is_available()
+    return 1 if on_gpu else max(1, min(4, os.cpu_count() or 1))
+
+
+def saved_table(run: RunDirectory) -> list[dict[str, Any]]:
+    """The table of a finished run."""
+    return read_json(run.table_path)
