@@ -1,0 +1,99 @@
+"""BFCL as a suite: tasks by id, worlds for them, and the split, by one configuration."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rcgrpo.environments.bfcl.data import CATEGORIES, SCENARIOS, Category, load_task, merged
+from rcgrpo.environments.bfcl.environment import BfclEnvironment
+from rcgrpo.environments.bfcl.splits import scenario_split, smoke_split, task_split
+from rcgrpo.environments.bfcl.verdict import GoldTurn, trace_gold
+from rcgrpo.environments.split import Split
+from rcgrpo.episodes.types import Task
+from rcgrpo.errors import UserError
+
+
+class BfclConfig(BaseModel):
+    """How BFCL is played and split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: Literal["official", "paper_merged"] = "official"
+    """``official``: turn by turn, with late reveals and clarifications. ``paper_merged``: the RC-GRPO paper's
+    prompt, all user turns in one message "Step 1..N, then call done()": everything is said and shown at once."""
+    responses: bool = True
+    """Show the document of each tool's result, as the official prompt does; without it, 40% fewer tokens."""
+    withheld_callable: bool = False
+    """Let the policy call tools that were not revealed yet, as the official executor does."""
+    rule: Literal["scenario", "task", "smoke"] = "scenario"
+    """``scenario``: no leak. ``task``: the paper's random split of the 800 tasks, which leaks nearly every
+    test scenario. ``smoke``: 16 base tasks that are both train and test, a test of the plumbing."""
+    split_seed: int = 0
+    """Seed of the split; ``smoke`` has none."""
+    test_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share tested; by default 0.2 of the scenarios, or 0.1 of the tasks as in the paper. ``smoke`` has none."""
+    categories: tuple[Category, ...] = Field(default=CATEGORIES, min_length=1)
+    """Which categories are trained and tested on. ``smoke`` is always base."""
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> BfclConfig:
+        if len(set(self.categories)) != len(self.categories):
+            raise ValueError(f"categories names one twice: {list(self.categories)}")
+        if self.rule == "smoke":
+            for name in ("split_seed", "test_share", "categories"):
+                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no meaning for rule = 'smoke': remove it")
+        if self.protocol == "paper_merged" and self.withheld_callable:
+            raise ValueError("withheld_callable has no meaning for protocol = 'paper_merged': remove it")
+        return self
+
+
+class BfclSuite:
+    """All 800 BFCL tasks under one configuration; an implementation of ``protocol.Suite``.
+
+    Raises :class:`UserError` on first use where BFCL is not installed. Tasks and gold traces are kept, so that
+    the rollouts of a group parse and trace once.
+    """
+
+    def __init__(self, config: BfclConfig | None = None) -> None:
+        self.config = config or BfclConfig()
+        self._tasks: dict[str, Task] = {}
+        self._gold: dict[str, list[GoldTurn]] = {}
+
+    def task(self, task_id: str) -> Task:
+        if task_id not in self._tasks:
+            found = re.fullmatch(rf"multi_turn_({'|'.join(get_args(Category))})_(\d{{1,3}})", task_id)
+            if not found or int(found[2]) >= SCENARIOS or found[2] != str(int(found[2])):
+                raise UserError(f"no BFCL task {task_id!r}: ids are like multi_turn_base_0, up to 199")
+            task = load_task(found[1], int(found[2]))  # pyright: ignore[reportArgumentType] - the pattern ensures it
+            self._tasks[task_id] = merged(task) if self.config.protocol == "paper_merged" else task
+        return self._tasks[task_id]
+
+    def environment(self, task: Task) -> BfclEnvironment:
+        gold = self._gold.get(task.id) if task is self._tasks.get(task.id) else None
+        if gold is None:
+            gold = trace_gold(task)
+            if task is self._tasks.get(task.id):  # a changed copy of a task has a gold of its own
+                self._gold[task.id] = gold
+        return BfclEnvironment(
+            task,
+            responses=self.config.responses,
+            withheld_callable=self.config.withheld_callable,
+            gold=gold,
+        )
+
+    def split(self) -> Split:
+        return self._split
+
+    @cached_property
+    def _split(self) -> Split:
+        seed, share, categories = self.config.split_seed, self.config.test_share, self.config.categories
+        if self.config.rule == "smoke":
+            return smoke_split()
+        if self.config.rule == "task":
+            return task_split(seed, 0.1 if share is None else share, categories)
+        return scenario_split(seed, 0.2 if share is None else share, categories)
