@@ -19,6 +19,9 @@ from rcgrpo.episodes.types import Episode
 from rcgrpo.policy.scoring import ScoringBatch, microbatches, reference_scores
 from rcgrpo.stages.training import Trainer
 
+FIGURES = ("kl", "entropy", "clip_fraction", "mismatch_abs", "mismatch_k1", "mismatch_kl")
+"""Token diagnostics that are logged per batch, as means over its trained tokens."""
+
 
 class PolicyUpdate:
     """Callable on this process's episodes of one batch; takes ``table.updates`` optimiser steps.
@@ -38,6 +41,9 @@ class PolicyUpdate:
         started = time.monotonic()
         # a world that failed says nothing about the policy; an episode without a generated token has no gradient
         usable = [e for e in episodes if e.error is None and e.logprobs]
+        if not usable:
+            first = next(e.error for e in episodes if e.error)
+            raise RuntimeError(f"every episode of the batch failed; the first: {first.type}: {first.message}")
         groups = list(dict.fromkeys(e.group_id for e in usable))
         advantages_B = self._advantages(usable)
         flat_B = zero_variance(torch.tensor([e.reward for e in usable]), [e.group_id for e in usable])
@@ -47,18 +53,13 @@ class PolicyUpdate:
             chosen = set(groups[start : start + per_update])
             rows = [i for i, e in enumerate(usable) if e.group_id in chosen]
             part = [usable[i] for i in rows]
-            loss, measured, tokens = self._step(part, advantages_B[rows], flat_B[rows])
+            # after the first update the policy is no longer the one that sampled: no mismatch to measure
+            loss, measured, tokens = self._step(part, advantages_B[rows], flat_B[rows], on_policy=start == 0)
             losses.append(loss)
             norms.append(self.trainer.step())
             figures += measured
             weights += tokens
-        total = self.trainer.total(sum(weights))
-        names = sorted({name for figure in figures for name, value in figure.items() if value is not None})
-        means = {
-            name: self.trainer.total(sum(w * (f[name] or 0.0) for f, w in zip(figures, weights, strict=True))) / total
-            for name in names
-            if not name.startswith("response_length")
-        }
+        means = {name: self._mean(name, figures, weights) for name in FIGURES}
         return {
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(norms) / len(norms),
@@ -66,6 +67,13 @@ class PolicyUpdate:
             **means,
             "update_seconds": round(time.monotonic() - started, 3),
         }
+
+    def _mean(self, name: str, figures: Sequence[dict[str, float | None]], weights: Sequence[float]) -> float | None:
+        """Mean of a figure over the trained tokens of all parts and processes; None where it was not measured."""
+        known = [(f[name], w) for f, w in zip(figures, weights, strict=True) if f.get(name) is not None]
+        weight = self.trainer.total(sum(w for _, w in known))
+        total = self.trainer.total(sum((value or 0.0) * w for value, w in known))
+        return total / weight if weight else None
 
     def _advantages(self, episodes: Sequence[Episode]) -> Tensor:
         """Advantage of each episode inside its group; float32 [B]."""
@@ -78,7 +86,7 @@ class PolicyUpdate:
         )
 
     def _step(
-        self, episodes: Sequence[Episode], advantages_B: Tensor, flat_B: Tensor
+        self, episodes: Sequence[Episode], advantages_B: Tensor, flat_B: Tensor, *, on_policy: bool
     ) -> tuple[float, list[dict[str, float | None]], list[float]]:
         """Accumulate the gradient of one optimiser step: its loss, diagnostics per part, and their token counts."""
         table, trainer = self.table, self.trainer
@@ -120,9 +128,8 @@ class PolicyUpdate:
                 token_diagnostics(
                     scores.logprobs_BL.detach(),
                     batch.mask_BL,
-                    old_logprobs_BL=old_BL,
                     ref_logprobs_BL=ref_BL,
-                    sampler_logprobs_BL=old_BL,
+                    sampler_logprobs_BL=old_BL if on_policy else None,
                     entropy_BL=scores.entropy_BL,
                     clipped_BL=loss.clipped,
                 )

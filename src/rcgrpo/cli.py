@@ -1,0 +1,264 @@
+"""The command line. Exit codes: 0 done, 2 the user's mistake, 1 a failure of ours, 130 stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rcgrpo.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reward-conditioned GRPO for multi-turn tool-calling agents.",
+)
+bfcl_app = typer.Typer(no_args_is_help=True, help="The Berkeley Function Calling Leaderboard package.")
+validate_app = typer.Typer(no_args_is_help=True, help="Replay gold answers without a model.")
+app.add_typer(bfcl_app, name="bfcl")
+app.add_typer(validate_app, name="validate")
+
+log = Console(stderr=True)
+"""All that is not a result."""
+
+RecipePath = Annotated[Path, typer.Argument(help="A TOML recipe.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override: key=value, value in TOML; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Token = Annotated[str, typer.Option(help="Reward token at inference: high, low or none.")]
+
+
+def emit(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print the result: one JSON object on standard output, or nothing if people were already shown it."""
+    if as_json:
+        print(json.dumps(result), flush=True)
+
+
+def bars() -> Progress:
+    """Progress bars on standard error."""
+    return Progress(
+        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=log
+    )
+
+
+@app.command()
+def run(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/<name> if absent.")] = None,
+    redo: Annotated[list[str] | None, typer.Option(help="Stage to do again, with all that follows; repeatable.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at once; default: the cores, 1 on a GPU.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes (GPUs) per training stage.")] = 1,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan; do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do all stages of a recipe in order, skip those already done, and write the table and the report."""
+    from rcgrpo.config import load_recipe
+    from rcgrpo.report.page import write_report
+    from rcgrpo.report.table import print_table
+    from rcgrpo.stages.directory import RunDirectory
+    from rcgrpo.stages.run import default_jobs, forget, plan, run_recipe
+
+    recipe = load_recipe(recipe_path, overrides)
+    directory = RunDirectory(out or Path("runs") / recipe.name)
+    if dry_run:
+        text = recipe.model_dump_json(indent=1, exclude_none=True)
+        left = [w.title for w in plan(directory, recipe)] if (directory.path / "config.json").is_file() else None
+        steps = left if left is not None else [*recipe.order(), *(f"evaluate {r.row}" for r in recipe.evaluate.rows)]
+        log.print(f"{text}\n\nrun directory: {directory.path}\nto do: " + (", ".join(steps) or "nothing"), highlight=False, markup=False)
+        emit({"run_dir": str(directory.path), "plan": steps}, as_json=as_json)
+        return
+    directory.prepare(recipe, redo or [])
+    forget(directory, recipe, redo or [])
+    with bars() as progress:
+        tasks: dict[str, Any] = {}
+
+        def watch(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title, total=None)
+            progress.update(tasks[title], completed=done, total=total or None)
+
+        rows = run_recipe(directory, recipe, jobs=jobs or default_jobs(recipe), processes=processes, watch=watch)
+    report = write_report(directory.path)
+    print_table(rows, log)
+    log.print(f"report: {report}", highlight=False)
+    emit({"run_dir": str(directory.path), "report": str(report), "table": rows}, as_json=as_json)
+
+
+@app.command(hidden=True)
+def stage(run_dir: RunPath, name: str) -> None:
+    """Do one stage of a prepared run in this process (what `run` starts)."""
+    from rcgrpo.stages.directory import RunDirectory
+    from rcgrpo.stages.run import run_stage
+
+    log.print_json(data=run_stage(RunDirectory.open(run_dir), name))
+
+
+@app.command(hidden=True)
+def row(run_dir: RunPath, name: str) -> None:
+    """Measure one row of a prepared run's table in this process (what `run` starts)."""
+    from rcgrpo.stages.directory import RunDirectory
+    from rcgrpo.stages.run import run_rows
+
+    run_rows(RunDirectory.open(run_dir), [name])
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub name, or toolworld-base.")],
+    recipe_path: RecipePath,
+    token: Token = "none",
+    overrides: Overrides = None,
+    episodes: Annotated[Path | None, typer.Option(help="Save the episodes here (.jsonl or .jsonl.gz).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a checkpoint on the recipe's world, split and [evaluate] settings."""
+    from rcgrpo.config import load_recipe
+    from rcgrpo.environments.protocol import tasks_of
+    from rcgrpo.episodes.store import write_episodes
+    from rcgrpo.episodes.types import RewardToken
+    from rcgrpo.policy.load import load_policy
+    from rcgrpo.report.table import print_table
+    from rcgrpo.stages.evaluate import evaluation_jobs, summarise
+    from rcgrpo.stages.setup import player_for
+
+    if token not in ("none", *RewardToken):
+        raise UserError(f"--token {token}: choose high, low or none")
+    reward_token = None if token == "none" else RewardToken(token)
+    recipe = load_recipe(recipe_path, overrides)
+    policy = load_policy(checkpoint, name=checkpoint, dtype=recipe.model.dtype, device=recipe.model.device)
+    split = recipe.suite.split()
+    tasks = tasks_of(recipe.suite, split, recipe.evaluate.pool, recipe.evaluate.limit)
+    todo = evaluation_jobs(tasks, recipe.evaluate, reward_token, recipe.seed)
+    with bars() as progress:
+        bar = progress.add_task("episodes", total=len(todo))
+        played = player_for(recipe, policy).policy(policy, todo, lambda: progress.advance(bar))
+    if episodes:
+        write_episodes(episodes, played)
+    result = {
+        **summarise(played),
+        "row": f"{checkpoint} ({token})",
+        "token": token,
+        "temperature": recipe.evaluate.temperature,
+        "split_sha256": split.sha256,
+    }
+    print_table([result], log)
+    emit(result, as_json=as_json)
+
+
+@app.command()
+def replay(
+    episodes: Annotated[Path, typer.Argument(help="Saved episodes.")],
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Re-score saved episodes without a model: their calls are run again in fresh worlds."""
+    from rcgrpo.config import load_recipe
+    from rcgrpo.report.table import print_table
+    from rcgrpo.stages.evaluate import replay as rescore
+    from rcgrpo.stages.evaluate import summarise
+
+    recipe = load_recipe(recipe_path, overrides)
+    rescored, changed = asyncio.run(rescore(recipe.suite, episodes))
+    if not rescored:
+        raise UserError(f"{episodes} holds no episodes")
+    result = {**summarise(rescored), "row": str(episodes), "changed": len(changed)}
+    print_table([result], log)
+    log.print(f"{len(changed)} of {len(rescored)} episodes changed their verdict")
+    emit(result, as_json=as_json)
+
+
+@app.command()
+def report(run_dir: RunPath, as_json: AsJson = False) -> None:
+    """Write report.html of a run directory again."""
+    from rcgrpo.report.page import write_report
+    from rcgrpo.stages.directory import RunDirectory
+
+    path = write_report(RunDirectory.open(run_dir).path)
+    log.print(f"report: {path}", highlight=False)
+    emit({"report": str(path)}, as_json=as_json)
+
+
+@bfcl_app.command("install")
+def bfcl_install(force: Annotated[bool, typer.Option(help="Fetch it even if it is there.")] = False) -> None:
+    """Fetch the pinned bfcl-eval package (data, classes, official checker) into the cache and check its hash."""
+    from rcgrpo.environments.bfcl.install import install
+
+    log.print(f"BFCL is in {install(force=force)}", highlight=False)
+
+
+@validate_app.command("bfcl")
+def validate_bfcl_command(
+    mutants: Annotated[int, typer.Option(min=0, help="Mutated answers to compare with the official checker.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the mutations.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Replay all 800 gold answers and compare our verdicts with the official checker's."""
+    from rcgrpo.environments.bfcl.validate import validate_bfcl
+
+    with bars() as progress:
+        bars_by_title: dict[str, Any] = {}
+
+        def note(title: str, done: int, total: int) -> None:
+            if title not in bars_by_title:
+                bars_by_title[title] = progress.add_task(title, total=total)
+            progress.update(bars_by_title[title], completed=done)
+
+        result = validate_bfcl(mutants=mutants, seed=seed, progress=note)
+    content = result.model_dump()
+    log.print(f"gold valid: {result.gold_valid} of {result.gold_total}")
+    log.print(f"agreement with the official checker: {result.agreed} of {result.mutants} mutated answers")
+    for difference in content["differences"]:
+        log.print(difference, markup=False)
+    emit(content, as_json=as_json)
+    if result.gold_valid != result.gold_total or result.agreed != result.mutants:
+        raise typer.Exit(1)
+
+
+@validate_app.command("toolworld")
+def validate_toolworld_command(
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks to generate and replay.")] = 2000,
+    seed: Annotated[int, typer.Option(help="First scenario number.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the gold answers of generated ToolWorld tasks."""
+    from rcgrpo.environments.toolworld.validate import validate_toolworld
+
+    result = validate_toolworld(n=tasks, seed=seed)
+    log.print(f"gold valid: {result.gold_valid} of {result.gold_total}")
+    emit(result.model_dump(), as_json=as_json)
+    if result.gold_valid != result.gold_total:
+        raise typer.Exit(1)
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run the command line; turn its end into an exit code and, for a user's mistake, one message."""
+    from rcgrpo.stages.training import Interrupted
+
+    try:
+        command()
+    except UserError as error:
+        log.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        log.print("stopped; the same command goes on from the last resume point", highlight=False)
+        return 130
+    except Exception:  # noqa: BLE001  a failure of ours: the traceback helps whoever reports it
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of the ``rcgrpo`` command."""
+    sys.exit(guarded(app))
