@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import mpmath
