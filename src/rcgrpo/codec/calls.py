@@ -32,7 +32,8 @@ def parse_qwen(text: str) -> Parsed:
     position = 0
     if text.startswith("<think>"):
         position = text.find("</think>") + len("</think>") if "</think>" in text else len(text)
-        reader.outside.append(text[:position])
+        position = _skip(_SPACE, text, position)
+        reader.thought = text[:position]
     while (start := text.find("<tool_call>", position)) >= 0:
         reader.outside.append(text[position:start])
         position = _read_block(reader, start)
@@ -153,6 +154,7 @@ class _Reader:
     key: str
     """What the family calls the arguments."""
     cure: str
+    thought: str = ""
     outside: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     failures: list[ParseFailure] = field(default_factory=list)
@@ -176,5 +178,5 @@ class _Reader:
         pieces = self.outside
         if self.calls or self.failures:
             pieces = ["\n".join(piece for piece in map(str.strip, self.outside) if piece)]
-        message = Message(role="assistant", content="".join(pieces), calls=self.calls)
+        message = Message(role="assistant", content=self.thought + "".join(pieces), calls=self.calls)
         return Parsed(message, self.failures)

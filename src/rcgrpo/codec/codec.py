@@ -114,14 +114,14 @@ class Codec:
         first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
         if first_user is not None:
             chats[first_user]["content"] = self._guard_all_but_goal(messages[first_user].content)
-        schemas = guard(list(tools), self._reserved) or None
+        schemas: list[Schema] = guard(list(tools), self._reserved)
         if schemas and self.detail == "compact":
             block = f"You can call these functions:\n{signatures(schemas)}\n\n{self.format.how_to_call}"
             if chats[0]["role"] == "system":
                 chats[0]["content"] += f"\n\n{block}"
             else:
                 chats.insert(0, {"role": "system", "content": block})
-            schemas = None
+            schemas = []
         return self._render(chats, schemas)
 
     def _guard_all_but_goal(self, content: str) -> str:
@@ -146,14 +146,15 @@ class Codec:
             ids += self.tokenizer.encode(piece, add_special_tokens=False, verbose=False)
         return ids
 
-    def _render(self, chats: Sequence[Chat], tools: Sequence[Schema] | None = None, **options: Any) -> str:
+    def _render(self, chats: Sequence[Chat], tools: Sequence[Schema] = (), **options: Any) -> str:
         options = {"add_generation_prompt": True, "enable_thinking": self.thinking, **options}
-        return str(self.tokenizer.apply_chat_template(list(chats), tools=tools, tokenize=False, **options))
+        documents: list[Any] | None = list(tools) if tools else None
+        return str(self.tokenizer.apply_chat_template(list(chats), tools=documents, tokenize=False, **options))
 
     def _detect(self) -> Format:
         if not self.tokenizer.chat_template:
             raise UserError(
-                "the tokenizer has no chat template: use an instruction-tuned checkpoint, or set tokenizer.chat_template"
+                "the tokenizer has no chat template: use an instruction-tuned checkpoint or set tokenizer.chat_template"
             )
         text = self._render([{"role": "user", "content": "x"}])
         for known in (Qwen(), Llama()):
@@ -195,7 +196,7 @@ class Codec:
 def _unknown(what: str, text: str) -> str:
     return (
         f"the tokenizer's chat template is not in the tool format of Qwen2.5, Qwen3 or Llama 3.1: {what} ({text!r}). "
-        "Use a checkpoint of these families, or set tokenizer.chat_template to rcgrpo.codec.tokenizer.chat_template(...)"
+        "Use a checkpoint of these families, or set tokenizer.chat_template to rcgrpo.codec.tokenizer.chat_template()"
     )
 
 

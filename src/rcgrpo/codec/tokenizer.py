@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -78,7 +78,9 @@ def add_reward_tokens(tokenizer: PreTrainedTokenizerFast) -> int:
     The model's embeddings must then have at least ``len(tokenizer)`` rows.
     """
     new = [text for text in REWARD_TOKENS if text not in tokenizer.get_added_vocab()]
-    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in new], special_tokens=True)
+    for text in new:
+        token: Any = AddedToken(text, special=True, normalized=False)
+        tokenizer.add_tokens(token, special_tokens=True)
     return len(new)
 
 
