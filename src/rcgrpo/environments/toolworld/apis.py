@@ -138,7 +138,8 @@ class Files:
 class Shop:
     """A shop and the user's account.
 
-    State: ``{"items": {name: {"id", "price", "stock"}}, "money": int, "bought": {name: count}, "watched": {name: True}}``.
+    State: ``{"items": {name: {"id", "price", "stock"}}, "money": int, "bought": {name: count},
+    "watched": {name: True}}``.
     """
 
     _state: State
@@ -225,8 +226,8 @@ class Shop:
 class Mail:
     """A message box and its contacts.
 
-    State: ``{"contacts": {name: id}, "inbox": {name: {"id", "text"}}, "sent": sorted [[id, text]], "blocked": {name: True}}``;
-    every sender has one mail, ``"star": True`` in it once starred.
+    State: ``{"contacts": {name: id}, "inbox": {name: {"id", "text"}}, "sent": sorted [[id, text]],
+    "blocked": {name: True}}``; every sender has one mail, ``"star": True`` in it once starred.
     """
 
     _state: State
@@ -413,6 +414,6 @@ TOOLS = {domain: tuple(n for n in vars(api) if not n.startswith("_")) for domain
 """Tool names of each domain, in the order in which they are shown."""
 
 READS = frozenset(
-    ["ls", "find", "read", "catalog", "price", "balance", "inbox", "open_mail", "contact", "agenda", "free", "when"]
+    ("ls", "find", "read", "catalog", "price", "balance", "inbox", "open_mail", "contact", "agenda", "free", "when")
 )
 """Tools that leave the state as it is."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from rcgrpo.environments.toolworld.apis import APIS, READS, TOOLS, State
 from rcgrpo.environments.toolworld.config import Category, ToolWorldConfig
 from rcgrpo.environments.toolworld.requests import BOTH, EASY, HARD
-from rcgrpo.environments.toolworld.scene import SAYINGS, STEMS, Request, Scene, Unfit, make_world
+from rcgrpo.environments.toolworld.scene import Request, Scene, Unfit, make_world
+from rcgrpo.environments.toolworld.words import FILLER_ITEMS, FILLER_NAMES, FILLER_TITLES, SAYINGS, STEMS
 from rcgrpo.episodes.types import Message, Task, Turn
 
 REVEAL = "I have updated some more functions you can choose from. What about now?"
@@ -59,10 +60,11 @@ def scenario(config: ToolWorldConfig, number: int) -> Scenario:
     attempt = 0
     while True:
         drawn = _draw(config, number, random.Random(f"{config.seed}/{number}/{attempt}"))
-        if drawn and _withholdable(drawn) and any(request.vague for request in drawn.requests):
-            if is_held_out(drawn.texts) == config.is_test(number):
-                return drawn
         attempt += 1
+        if drawn is None or is_held_out(drawn.texts) != config.is_test(number):
+            continue
+        if _withholdable(drawn) and any(request.vague for request in drawn.requests):
+            return drawn
 
 
 def _draw(config: ToolWorldConfig, number: int, rng: random.Random) -> Scenario | None:
@@ -95,12 +97,13 @@ def _request(config: ToolWorldConfig, scene: Scene, domains: tuple[str, ...]) ->
         scene.calls = []
         try:
             request = kind(scene)
+            if scene.calls[-1].name not in READS and scene.world.state == before:
+                raise Unfit("it is so already: leaving it out could not be noticed")
         except Unfit:
             scene.world.restore(before)
             scene.last = last
             continue
-        opener = rng.choice(_OPENERS)
-        request.text = opener + request.text
+        request.text = rng.choice(_OPENERS) + request.text
         request.calls = scene.calls
         return request, kind.__name__
     return None
@@ -202,50 +205,3 @@ def inflate(world: State, rng: random.Random, entries: int) -> State:
 
 def _shuffled(entries: dict, rng: random.Random) -> dict:
     return dict(rng.sample(list(entries.items()), len(entries)))
-
-
-FILLER_ITEMS = [
-    "sofa",
-    "cup",
-    "spoon",
-    "towel",
-    "brush",
-    "broom",
-    "bucket",
-    "hose",
-    "rake",
-    "saw",
-    "nail",
-    "bolt",
-    "glue",
-    "tape",
-    "cable",
-    "plug",
-    "cord",
-    "soap",
-    "candle",
-    "carpet",
-]
-FILLER_NAMES = [
-    "Abe",
-    "Bob",
-    "Cam",
-    "Deb",
-    "Eli",
-    "Flo",
-    "Gil",
-    "Hal",
-    "Ida",
-    "Joe",
-    "Ken",
-    "Leo",
-    "Meg",
-    "Nat",
-    "Ola",
-    "Pam",
-    "Ray",
-    "Sue",
-    "Tim",
-    "Val",
-]
-FILLER_TITLES = ["news", "walk", "dishes", "series", "reading", "homework", "cards", "bath", "sleep", "tea"]

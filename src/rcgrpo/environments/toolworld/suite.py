@@ -36,11 +36,9 @@ class ToolWorldSuite:
         Beyond that, a scenario whose user texts hash to the held-out side only occurs in the test range
         (:func:`~rcgrpo.environments.toolworld.generator.is_held_out`): no test conversation is ever trained on.
         """
-        categories = self.config.categories
+        kinds = self.config.categories
         pools = {
-            pool: [
-                f"toolworld_{categories[i % len(categories)]}_{n:06d}" for i, n in enumerate(self.config.numbers(pool))
-            ]
+            pool: [f"toolworld_{kinds[i % len(kinds)]}_{n:06d}" for i, n in enumerate(self.config.numbers(pool))]
             for pool in STARTS
         }
         return Split(suite="toolworld", rule=f"by scenario number, seed {self.config.seed}", pools=pools)

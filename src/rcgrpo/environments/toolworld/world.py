@@ -55,10 +55,10 @@ class ToolWorld(Files, Shop, Mail, Calendar, Environment):
     expert says at the end of each turn).
 
     A turn is judged like BFCL's, with one addition. Gold non-empty: the policy called something (else
-    ``empty``), its state equals gold's (``state``), and every result that gold read in this turn was read by the policy, in
-    this turn or earlier (``response``). Failed gold calls, with which the expert runs into an error before it
-    recovers, are not asked for. Gold empty: refusing counts, so the state must be gold's still (``state``) and no tool
-    may be called that is not there (``refusal``); reading is allowed.
+    ``empty``), its state equals gold's (``state``), and every result that gold read in this turn was read by the
+    policy, in this turn or earlier (``response``). Failed gold calls, with which the expert runs into an error before
+    it recovers, are not asked for. Gold empty: refusing counts, so the state must be gold's still (``state``) and no
+    tool may be called that is not there (``refusal``); reading is allowed.
     """
 
     def start(self, data: dict[str, Any]) -> None:
