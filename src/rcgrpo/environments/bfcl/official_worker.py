@@ -3,7 +3,8 @@
 Run as ``python official_worker.py HOME``, HOME holding ``bfcl_eval``; it imports nothing of rcgrpo. A request has
 ``entry`` (id, initial_config, involved_classes), ``gold`` (call strings per turn), ``answer`` (per turn, a list of
 steps of call strings) and ``patches``. The answer has ``valid`` and ``error`` (the official error type, or the
-exception that the checker itself raised).
+exception that the checker itself raised). A request with ``calls`` (strings) in place of gold and answer is executed
+only; the answer has ``results`` (texts) and ``seconds``.
 
 The official code is used as it is. But it keeps every world it makes in module globals, and lets one world write
 into module-level data that later ones read; both are put back after each request, so that each is judged as in a
@@ -20,6 +21,7 @@ import json
 import re
 import signal
 import sys
+import time
 
 SECONDS_PER_REQUEST = 60
 """Afterwards the alarm ends this process: the official executor can hang on arguments, but not on ours."""
@@ -50,7 +52,10 @@ def main(home: str) -> None:
         with contextlib.ExitStack() as mended:
             for name in request["patches"]:
                 mended.enter_context(patches[name]())
-            answer = _judge(multi_turn_checker.multi_turn_checker, request, f"model{number}")
+            if "calls" in request:
+                answer = _execute(multi_turn_utils.execute_multi_turn_func_call, request, f"model{number}")
+            else:
+                answer = _judge(multi_turn_checker.multi_turn_checker, request, f"model{number}")
         signal.alarm(0)
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -70,6 +75,15 @@ def _judge(checker, request, model_name):
     except Exception as error:  # noqa: BLE001 - whatever the official code raises is its answer
         return {"valid": False, "error": f"raised {type(error).__name__}: {error}"}
     return {"valid": result["valid"], "error": result.get("error_type", "")}
+
+
+def _execute(executor, request, model_name):
+    entry = request["entry"]
+    world = (entry["initial_config"], entry["involved_classes"], model_name, entry["id"], "long_context" in entry["id"])
+    executor([], *world)  # the worlds are made here, outside the time measured
+    began = time.perf_counter()
+    results = [executor([call], *world)[0][0] for call in request["calls"]]
+    return {"results": results, "seconds": time.perf_counter() - began}
 
 
 @contextlib.contextmanager

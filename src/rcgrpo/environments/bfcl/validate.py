@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pydantic import Field
 
@@ -85,28 +86,31 @@ class OfficialChecker:
 
         Raises RuntimeError if the subprocess died.
         """
-        entry = entries(task.category)[task.id]  # pyright: ignore[reportArgumentType] - a BFCL task's category is one
-        gold = entry["ground_truth"]
+        gold = entries(task.category)[task.id]["ground_truth"]  # pyright: ignore[reportArgumentType]
         calls = gold if answer is None else [[render(call) for call in turn] for turn in answer]
-        request = {
-            "entry": {key: entry[key] for key in ("id", "initial_config", "involved_classes")},
-            "gold": gold,
-            "answer": [[[call] for call in turn] for turn in calls],
-            "patches": list(patches),
+        steps = [[[call] for call in turn] for turn in calls]
+        verdict = self.ask(task, {"gold": gold, "answer": steps, "patches": list(patches)})
+        if verdict["valid"]:
+            return ""
+        error: str = verdict["error"]
+        return REASONS.get(error, error)
+
+    def ask(self, task: Task, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request (see ``official_worker``) about a task's world. Raises RuntimeError if the process died."""
+        world = {
+            "id": task.id,
+            "initial_config": task.data["config"],
+            "involved_classes": task.data["classes"],
         }
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(BrokenPipeError):  # it died: the empty answer says so
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json.dumps({"patches": [], **request, "entry": world}) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
             raise RuntimeError(f"the official checker died on {task.id}: {self._log.read()[-2000:]}")
-        verdict = json.loads(line)
-        if verdict["valid"]:
-            return ""
-        error: str = verdict["error"]
-        return REASONS.get(error, error)
+        return json.loads(line)
 
 
 def render(call: Call) -> str:
