@@ -28,7 +28,6 @@ from rcgrpo.environments.protocol import Schema
 from rcgrpo.episodes.types import Call, Message, RewardToken
 from rcgrpo.errors import UserError
 
-_THOUGHT = re.compile(r"<think>\n*(.*?)\n*</think>\n*", re.DOTALL)
 _GOALS = tuple(condition([Message(role="user")], token)[0].content for token in RewardToken)
 
 
@@ -38,6 +37,7 @@ class Codec:
     ``detail`` is how tools are described: ``full`` is the template's own rendering of the JSON schemas,
     ``compact`` one signature per tool in the system message. ``thinking`` lets a Qwen3 policy open its answers
     with a ``<think>`` block. Raises :class:`UserError` if the chat template is not in one of the known formats.
+    Build it after :func:`rcgrpo.codec.tokenizer.add_reward_tokens`: which texts are control tokens is read once.
     """
 
     def __init__(
@@ -56,8 +56,10 @@ class Codec:
         self._reserved = re.compile(f"(?={'|'.join(map(re.escape, texts))}).", re.DOTALL)
         self.format: Format = self._detect()
         self._generation = self._generation_prompt()
-        vocabulary = tokenizer.get_vocab()
-        self.stop_ids = frozenset(vocabulary[stop] for stop in self.format.stops if stop in vocabulary)
+        added = tokenizer.get_added_vocab()
+        if self.format.end not in added:
+            raise UserError(f"the tokenizer has no token {self.format.end}, which its chat template ends messages with")
+        self.stop_ids = frozenset(added[stop] for stop in self.format.stops if stop in added)
         self._check_format()
 
     @property
@@ -99,7 +101,7 @@ class Codec:
             documents = signatures(tools)
         else:
             documents = "\n".join(dumps(tool, indent=self.format.schema_indent) for tool in tools)
-        return f"From now on you can also call these functions:\n{documents}\n"
+        return f"From now on you can also call these functions:\n{documents}"
 
     def _prompt_text(self, messages: Sequence[Message], tools: Sequence[Schema]) -> str:
         roles = [message.role for message in messages]
@@ -131,9 +133,9 @@ class Codec:
     def _answer_text(self, message: Message) -> str:
         chat = message.as_chat()
         if self.thinking:
-            thought = _THOUGHT.match(message.content)
-            chat["reasoning_content"] = thought[1] if thought else ""
-            chat["content"] = message.content[thought.end() if thought else 0 :]
+            before, closed, after = message.content.partition("</think>")
+            chat["reasoning_content"] = before.removeprefix("<think>").strip("\n") if closed else ""
+            chat["content"] = after.lstrip("\n") if closed else message.content
         return self.format.answer(guard(chat, self._reserved))
 
     def _given_text(self, messages: Sequence[Message]) -> str:
