@@ -33,6 +33,8 @@ MAX_ITEMS = 10_000
 MAX_DEPTH = 20
 MAX_DIGITS = 4300
 """CPython's own limit for turning an integer into text."""
+MAX_BITS = int(MAX_DIGITS / math.log10(2)) + 1
+"""Any integer with more bits has more than MAX_DIGITS digits."""
 MAX_PRECISION = 1000
 """Digits asked of ``logarithm`` and ``square_root``; gold asks for at most 10."""
 MAX_FILES = 20_000
@@ -169,7 +171,7 @@ def _checked(value: Any) -> Any:
         if not math.isfinite(value):
             raise ToolError(f"name '{value}' is not defined")  # as in the official executor: it is no literal
     elif isinstance(value, int):
-        if value.bit_length() > MAX_DIGITS / math.log10(2):
+        if value.bit_length() > MAX_BITS:
             raise ToolError(f"an integer argument may have {MAX_DIGITS} digits")
     elif isinstance(value, list):
         return [_checked(item) for item in value]
@@ -181,11 +183,7 @@ def _checked(value: Any) -> Any:
 def _guard_power(given: Arguments) -> None:
     """An integer power with too many digits raises, once computed, exactly this error in ``json.dumps``."""
     base, exponent = given.get("base"), given.get("exponent")
-    if (
-        isinstance(base, int)
-        and isinstance(exponent, int)
-        and exponent * (abs(base).bit_length() - 1) * math.log10(2) > MAX_DIGITS
-    ):
+    if isinstance(base, int) and isinstance(exponent, int) and exponent * (abs(base).bit_length() - 1) > MAX_BITS:
         raise ValueError(
             f"Exceeds the limit ({MAX_DIGITS} digits) for integer string conversion; "
             "use sys.set_int_max_str_digits() to increase the limit"
