@@ -55,7 +55,9 @@ def run(
     recipe_path: RecipePath,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/<name> if absent.")] = None,
-    redo: Annotated[list[str] | None, typer.Option(help="Stage to do again, with all that follows; repeatable.")] = None,
+    redo: Annotated[
+        list[str] | None, typer.Option(help="Stage to do again, with all that follows; repeatable.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages at once; default: the cores, 1 on a GPU.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes (GPUs) per training stage.")] = 1,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan; do nothing.")] = False,
@@ -71,10 +73,11 @@ def run(
     recipe = load_recipe(recipe_path, overrides)
     directory = RunDirectory(out or Path("runs") / recipe.name)
     if dry_run:
-        text = recipe.model_dump_json(indent=1, exclude_none=True)
-        left = [w.title for w in plan(directory, recipe)] if (directory.path / "config.json").is_file() else None
-        steps = left if left is not None else [*recipe.order(), *(f"evaluate {r.row}" for r in recipe.evaluate.rows)]
-        log.print(f"{text}\n\nrun directory: {directory.path}\nto do: " + (", ".join(steps) or "nothing"), highlight=False, markup=False)
+        started = (directory.path / "config.json").is_file()
+        rows = [f"evaluate {row.row}" for row in recipe.evaluate.rows]
+        steps = [work.title for work in plan(directory, recipe)] if started else [*recipe.order(), *rows]
+        log.print_json(recipe.model_dump_json(exclude_none=True))
+        log.print(f"run directory: {directory.path}\nto do: {', '.join(steps) or 'nothing'}", highlight=False)
         emit({"run_dir": str(directory.path), "plan": steps}, as_json=as_json)
         return
     directory.prepare(recipe, redo or [])

@@ -9,21 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rcgrpo.conditioning import TokenSampler
-from rcgrpo.environments.bfcl.suite import BfclConfig
-from rcgrpo.environments.custom import CustomConfig
+from rcgrpo.environments.bfcl.suite import BfclConfig, BfclSuite
+from rcgrpo.environments.custom import CustomConfig, CustomSuite
 from rcgrpo.environments.protocol import Suite
-from rcgrpo.environments.toolworld.suite import ToolWorldConfig
+from rcgrpo.environments.toolworld.suite import ToolWorldConfig, ToolWorldSuite
 from rcgrpo.episodes.types import Probability, RewardToken
 from rcgrpo.errors import UserError
 
 BASE = "base"
 """The name under which stages refer to the recipe's own model."""
+
+KINDS = ("pretrain", "collect", "finetune", "reinforce")
+"""The kinds of stages."""
 
 
 class Config(BaseModel):
@@ -47,7 +51,7 @@ class ModelTable(Config):
     """The policy before training, and how its weights are held."""
 
     path: str = "toolworld-base"
-    """A folder or hub name that ``AutoModelForCausalLM.from_pretrained`` loads, or ``toolworld-base``: the embedded model."""
+    """A folder or hub name that ``AutoModelForCausalLM`` loads, or ``toolworld-base``: the embedded model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations. The optimiser's state has the same type."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,11 +66,11 @@ class ChatTable(Config):
     """How conversations become tokens."""
 
     schemas: Literal["full", "compact"] = "full"
-    """``full``: the model's own tool format (official). ``compact``: one-line signatures, about a fifth of the tokens."""
+    """``full``: the model's own tool format (official). ``compact``: signatures, about a fifth of the tokens."""
     thinking: bool = False
     """Qwen3 only: open assistant messages for a reasoning block instead of an empty one."""
     reward_tokens: Literal["special", "text"] = "special"
-    """``special``: ``<|high_reward|>`` and ``<|low_reward|>`` become single trained tokens. ``text``: the model reads them as plain text."""
+    """``special``: the reward tokens become single trained tokens. ``text``: the model reads them as plain text."""
 
 
 class RolloutTable(Config):
@@ -207,7 +211,47 @@ class ReinforceTable(Config):
     """Steps between resume points."""
 
 
-StageTable = Annotated[CollectTable | FinetuneTable | ReinforceTable, Field(discriminator="kind")]
+class PretrainTable(Config):
+    """Make a small base model from nothing (ToolWorld only): how the embedded one was made."""
+
+    kind: Literal["pretrain"]
+    pool: str = "pretrain"
+    """Pool of the split whose tasks are demonstrated."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many tasks."""
+    corrupt: Probability = 0.35
+    """Share of the turns that are demonstrated wrongly, as near misses."""
+    vocabulary: int = Field(default=1024, ge=320)
+    """Tokens of the byte-level BPE tokenizer."""
+    hidden: int = Field(default=128, ge=16)
+    """Width of the model."""
+    layers: int = Field(default=4, ge=1)
+    """Decoder layers."""
+    heads: int = Field(default=4, ge=1)
+    """Query heads."""
+    kv_heads: int = Field(default=2, ge=1)
+    """Key and value heads."""
+    context: int = Field(default=4096, ge=64)
+    """Longest context that the model declares."""
+    batch: int = Field(default=32, ge=1)
+    """Episodes per optimiser step."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    optimiser: OptimiserTable
+    """AdamW."""
+    batch_tokens: int = Field(default=16384, ge=1)
+    """Tokens of one forward pass; more are split into several."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Steps between resume points."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> PretrainTable:
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError("hidden must be a multiple of heads, and heads of kv_heads")
+        return self
+
+
+StageTable = Annotated[PretrainTable | CollectTable | FinetuneTable | ReinforceTable, Field(discriminator="kind")]
 
 
 class RowTable(Config):
@@ -260,7 +304,7 @@ class Recipe(Config):
     seed: int = 0
     """Every random choice of the run derives from it."""
     reward: str = "success"
-    """Which reward term labels trajectories and trains: ``success``, ``turn_fraction``, ``state_action`` (the paper)."""
+    """Which reward term labels and trains: ``success``, ``turn_fraction``, ``state_action`` (the paper)."""
     toolworld: ToolWorldConfig | None = None
     """The embedded world. Give exactly one of toolworld, bfcl, custom."""
     bfcl: BfclConfig | None = None
@@ -292,9 +336,15 @@ class Recipe(Config):
         for name, stage in self.stages.items():
             if name in (BASE, "gold") or not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"stages.{name}: choose another name (letters, digits, - and _; not 'base' or 'gold')")
+            if stage.kind == "pretrain":
+                if self.toolworld is None:
+                    raise ValueError(f"stages.{name}: pretrain needs the [toolworld] world")
+                continue
             start = stage.policy if stage.kind == "collect" else stage.start
             if start not in trained and not (stage.kind == "collect" and start == "gold"):
-                raise ValueError(f"stages.{name}: {start!r} has no checkpoint; choose among {', '.join(sorted(trained))}")
+                raise ValueError(
+                    f"stages.{name}: {start!r} has no checkpoint; choose among {', '.join(sorted(trained))}"
+                )
             for source in stage.data if stage.kind == "finetune" else ():
                 if source not in collected:
                     raise ValueError(f"stages.{name}.data: {source!r} is not a collect stage")
@@ -307,18 +357,23 @@ class Recipe(Config):
         self.order()
         return self
 
-    @property
+    @cached_property
     def suite(self) -> Suite:
         """The world, ready to give tasks."""
-        world = self.toolworld or self.bfcl or self.custom
-        assert world is not None  # validated
-        return world.suite()
+        if self.toolworld is not None:
+            return ToolWorldSuite(self.toolworld)
+        if self.bfcl is not None:
+            return BfclSuite(self.bfcl)
+        assert self.custom is not None  # validated
+        return CustomSuite(self.custom)
 
     def needs(self, name: str) -> list[str]:
         """The stages whose results a stage reads."""
         stage = self.stages[name]
         if stage.kind == "collect":
             sources = [stage.policy]
+        elif stage.kind == "pretrain":
+            sources = []
         elif stage.kind == "finetune":
             sources = [stage.start, *stage.data]
         else:
@@ -368,9 +423,13 @@ def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
     except ValidationError as error:
         lines = []
         for issue in error.errors():
-            where = ".".join(str(part) for part in issue["loc"] if part not in ("collect", "finetune", "reinforce"))
+            where = ".".join(str(part) for part in issue["loc"] if part not in KINDS)
             value = "" if isinstance(issue["input"], dict | list) else f" (given: {issue['input']!r})"
-            hint = "unknown key: check its spelling" if issue["type"] == "extra_forbidden" else issue["msg"]
+            hint = (
+                "unknown key: check its spelling"
+                if issue["type"] == "extra_forbidden"
+                else issue["msg"].removeprefix("Value error, ")
+            )
             lines.append(f"  {where or 'recipe'}: {hint}{value}")
         raise UserError(f"{source} is not a valid recipe:\n" + "\n".join(lines)) from error
 

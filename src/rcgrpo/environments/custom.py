@@ -29,9 +29,6 @@ class CustomConfig(BaseModel):
     split_seed: int = 0
     """Seed of the split."""
 
-    def suite(self) -> CustomSuite:
-        return CustomSuite(self)
-
 
 class CustomSuite:
     """Tasks of a file, split by scenario and stratified by block."""

@@ -170,7 +170,10 @@ def provenance(seed: int) -> dict[str, Any]:
     names = ("rcgrpo", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},

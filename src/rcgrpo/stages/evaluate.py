@@ -149,4 +149,3 @@ async def replay(suite: Suite, path: Path) -> tuple[list[Episode], list[Episode]
         if again.success != episode.success:
             changed.append(again)
     return rescored, changed
-

@@ -19,7 +19,8 @@ from rcgrpo.episodes.store import read_episodes
 from rcgrpo.episodes.types import Episode
 from rcgrpo.errors import UserError
 from rcgrpo.policy.load import load_policy
-from rcgrpo.policy.scoring import Scorer, ScoringBatch, microbatches
+from rcgrpo.policy.packing import ScoringBatch, microbatches
+from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.rollout import recondition
 from rcgrpo.stages.training import Trainer, adapt
@@ -44,16 +45,18 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     trained = 0
     with trainer.interruptible():
         for step in range(trainer.resume(), steps):
-            batch = _draw(train, table.batch, step, recipe.seed)
-            loss, count = _update(trainer, batch, table.batch_tokens)
+            batch = draw(train, table.batch, step, recipe.seed)
+            loss, count = train_step(trainer, batch, table.batch_tokens)
             trained += count
             norm = trainer.step()
             if trainer.accelerator.is_main_process:
-                directory.metric(step=step + 1, loss=loss, grad_norm=norm, lr=trainer.schedule.get_last_lr()[0], tokens=count)
+                directory.metric(
+                    step=step + 1, loss=loss, grad_norm=norm, lr=trainer.schedule.get_last_lr()[0], tokens=count
+                )
                 directory.progress(step + 1, steps)
             trainer.checkpoint_if_asked(step + 1, steps, table.checkpoint_every)
     policy.model.eval()
-    validation = _loss(trainer, held_out, table.batch_tokens) if held_out else None
+    validation = mean_loss(trainer, held_out, table.batch_tokens) if held_out else None
     trainer.finish(directory.checkpoint)
     result = {"steps": steps, "episodes": len(train), "trained_tokens": trained}
     return result if validation is None else {**result, "validation_loss": validation}
@@ -72,16 +75,13 @@ def _prepare(
             raise UserError(f"balance needs both outcomes; the data holds {len(good)} successes, {len(bad)} failures")
         good, bad = rng.sample(good, size), rng.sample(bad, size)
     suite = recipe.suite
-    prepared = [
-        recondition(e, suite, codec, label(e.reward) if table.conditioned else None)
-        for e in (*good, *bad)
-    ]
+    prepared = [recondition(e, suite, codec, label(e.reward) if table.conditioned else None) for e in (*good, *bad)]
     rng.shuffle(prepared)
     held_out = int(table.validation * len(prepared))
     return prepared[held_out:], prepared[:held_out]
 
 
-def _draw(episodes: Sequence[Episode], size: int, step: int, seed: int) -> list[Episode]:
+def draw(episodes: Sequence[Episode], size: int, step: int, seed: int) -> list[Episode]:
     """The ``step``-th batch of endless shuffled passes; a function of (seed, step)."""
     batch: list[Episode] = []
     position = step * size
@@ -95,7 +95,7 @@ def _draw(episodes: Sequence[Episode], size: int, step: int, seed: int) -> list[
     return batch
 
 
-def _update(trainer: Trainer, batch: Sequence[Episode], batch_tokens: int) -> tuple[float, int]:
+def train_step(trainer: Trainer, batch: Sequence[Episode], batch_tokens: int) -> tuple[float, int]:
     """Gradient of the batch's mean token loss; returns the loss and the number of trained tokens."""
     mine = batch[trainer.rank :: trainer.world]
     count = sum(sum(e.loss_mask) for e in batch)
@@ -109,19 +109,20 @@ def _update(trainer: Trainer, batch: Sequence[Episode], batch_tokens: int) -> tu
 
 
 @torch.no_grad()
-def _loss(trainer: Trainer, episodes: Sequence[Episode], batch_tokens: int) -> float:
+def mean_loss(trainer: Trainer, episodes: Sequence[Episode], batch_tokens: int) -> float:
+    """Mean token loss of held-out episodes."""
     mine = episodes[trainer.rank :: trainer.world]
-    total = sum(-float(trainer.scorer(_pack(part, trainer), 1.0).logprobs_BL.sum()) for part in _parts(mine, batch_tokens))
+    total = sum(
+        -float(trainer.scorer(_pack(part, trainer), 1.0).logprobs_BL.sum()) for part in _parts(mine, batch_tokens)
+    )
     return trainer.total(total) / sum(sum(e.loss_mask) for e in episodes)
 
 
 def _parts(episodes: Sequence[Episode], batch_tokens: int) -> list[list[Episode]]:
-    ids = [e.token_ids for e in episodes]
-    return [[episodes[i] for i in part] for part in microbatches(ids, list(range(len(ids))), batch_tokens)]
+    ids, masks = [e.token_ids for e in episodes], [e.loss_mask for e in episodes]
+    return [[episodes[i] for i in part] for part in microbatches(ids, masks, range(len(ids)), batch_tokens)]
 
 
 def _pack(episodes: Sequence[Episode], trainer: Trainer) -> ScoringBatch:
-    batch = ScoringBatch.pack(
-        [e.token_ids for e in episodes], [e.loss_mask for e in episodes], list(range(len(episodes)))
-    )
+    batch = ScoringBatch.pack([e.token_ids for e in episodes], [e.loss_mask for e in episodes], range(len(episodes)))
     return batch.to(trainer.accelerator.device)

@@ -25,7 +25,7 @@ from rcgrpo.errors import UserError
 from rcgrpo.policy.load import load_policy
 from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
-from rcgrpo.stages.rollout import Job, Player
+from rcgrpo.stages.rollout import Job
 from rcgrpo.stages.setup import player_for, seed_of
 from rcgrpo.stages.training import Trainer, adapt
 from rcgrpo.stages.update import PolicyUpdate
@@ -43,10 +43,8 @@ def reinforce(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     reference = None
     adapt(policy, recipe.model, recipe.chat, recipe.seed)
     if table.beta and recipe.model.lora is None:
-        reference = copy.deepcopy(policy.model).requires_grad_(False)
-    scorer = Scorer(
-        policy.model, shared_prefix=table.shared_prefix, checkpoint=recipe.model.gradient_checkpointing
-    )
+        reference = Scorer(copy.deepcopy(policy.model).requires_grad_(False), shared_prefix=table.shared_prefix)
+    scorer = Scorer(policy.model, shared_prefix=table.shared_prefix, checkpoint=recipe.model.gradient_checkpointing)
     trainer = Trainer(policy, scorer, table.optimiser, table.steps * table.updates, directory)
     if table.groups % (trainer.world * table.updates):
         raise UserError(

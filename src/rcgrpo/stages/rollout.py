@@ -82,19 +82,24 @@ def recondition(episode: Episode, suite: Suite, codec: Codec, token: RewardToken
     )
 
 
+def closings(task: Task) -> list[str]:
+    """What the expert says at the end of each turn: ``task.data["closings"]``, or a plain word."""
+    given = task.data.get("closings")
+    if given is not None:
+        return given
+    refusal = "I cannot do this with the tools and the information that I have."
+    return ["Done." if turn.gold else refusal for turn in task.turns]
+
+
 def gold_messages(task: Task, per_message: int = 1) -> Iterator[Message]:
     """The expert's messages: each turn's gold calls, ``per_message`` at a time, then a closing text."""
-    closings = task.data.get("closings") or [
-        "Done." if turn.gold else "I cannot do this with the tools and the information that I have."
-        for turn in task.turns
-    ]
-    for turn, closing in zip(task.turns, closings, strict=True):
+    for turn, closing in zip(task.turns, closings(task), strict=True):
         for start in range(0, len(turn.gold), per_message):
             yield Message(role="assistant", calls=turn.gold[start : start + per_message])
         yield Message(role="assistant", content=closing)
 
 
-class _GoldRow:
+class _ScriptedRow:
     def __init__(self, prompt: list[int], messages: Iterator[Message], codec: Codec, limit: int) -> None:
         self.ids = list(prompt)
         self._messages, self._codec, self._limit = messages, codec, limit
@@ -260,11 +265,18 @@ class Player:
     reward: str
     """Name of the reward term that becomes ``Episode.reward``."""
 
-    def gold(self, jobs: Iterable[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
+    def gold(self, jobs: Sequence[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
         """Play gold answers."""
+        return self.scripted(jobs, [gold_messages(job.task) for job in jobs], done)
+
+    def scripted(
+        self, jobs: Sequence[Job], streams: Sequence[Iterator[Message]], done: Callable[[], None] = lambda: None
+    ) -> list[Episode]:
+        """Play given messages instead of a policy's, by the same code; one stream per job."""
 
         async def play_all() -> list[Episode]:
-            return [await self._play(job, self._gold_rows(job.task), GOLD, done) for job in jobs]
+            pairs = zip(jobs, streams, strict=True)
+            return [await self._play(job, self._scripted_rows(stream), GOLD, done) for job, stream in pairs]
 
         return asyncio.run(play_all())
 
@@ -291,11 +303,9 @@ class Player:
             raise UserError(f"reward = {self.reward!r}: this world has the terms {', '.join(episode.rewards)}")
         return episode.model_copy(update={"policy": name, "reward": episode.rewards.get(self.reward, 0.0)})
 
-    def _gold_rows(self, task: Task) -> OpenRow:
-        messages = gold_messages(task)
-
+    def _scripted_rows(self, messages: Iterator[Message]) -> OpenRow:
         @asynccontextmanager
         async def open_row(prompt: list[int], sampling: Sampling):
-            yield _GoldRow(prompt, messages, self.codec, self.limits.episode_tokens)
+            yield _ScriptedRow(prompt, messages, self.codec, self.limits.episode_tokens)
 
         return open_row

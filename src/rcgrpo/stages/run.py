@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from rcgrpo.config import CollectTable, FinetuneTable, Recipe
+from rcgrpo.config import CollectTable, FinetuneTable, PretrainTable, Recipe
 from rcgrpo.errors import UserError
 from rcgrpo.stages.collect import collect
 from rcgrpo.stages.directory import RunDirectory, StageDirectory, provenance, read_json, write_json
 from rcgrpo.stages.evaluate import evaluate_row, evaluation_size, finished_row
 from rcgrpo.stages.finetune import finetune
+from rcgrpo.stages.pretrain import pretrain
 from rcgrpo.stages.reinforce import reinforce
 from rcgrpo.stages.training import Interrupted
 
@@ -40,12 +41,14 @@ def run_stage(run: RunDirectory, name: str) -> dict[str, Any]:
         result = collect(run, recipe, name)
     elif isinstance(table, FinetuneTable):
         result = finetune(run, recipe, name)
+    elif isinstance(table, PretrainTable):
+        result = pretrain(run, recipe, name)
     else:
         result = reinforce(run, recipe, name)
     if int(os.environ.get("RANK", "0")) == 0:
         run.stage(name).finish(
             kind=table.kind,
-            start=table.policy if isinstance(table, CollectTable) else table.start,
+            needs=recipe.needs(name),
             digest=recipe.digest(name),
             seconds=round(time.monotonic() - started, 2),
             result=result,

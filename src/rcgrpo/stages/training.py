@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from rcgrpo.config import ChatTable, ModelTable, OptimiserTable
 from rcgrpo.errors import UserError
-from rcgrpo.policy.load import Policy, reward_token_ids, save_policy, teach_reward_tokens
+from rcgrpo.policy.load import Policy, save_policy, teach_reward_tokens
 from rcgrpo.stages.directory import StageDirectory
 
 
@@ -68,9 +68,7 @@ class Trainer:
             raise UserError(f"{expected} processes were launched but accelerate runs {self.accelerator.num_processes}")
         self.policy, self.table, self.directory = policy, table, directory
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(
-            self.parameters, lr=table.lr, betas=table.betas, weight_decay=table.weight_decay
-        )
+        optimiser = torch.optim.AdamW(self.parameters, lr=table.lr, betas=table.betas, weight_decay=table.weight_decay)
         self.scorer, self.optimiser = self.accelerator.prepare(scorer, optimiser)
         self.schedule = get_scheduler(table.schedule, optimiser, table.warmup, steps)
         self._stop = False

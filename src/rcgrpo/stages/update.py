@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcgrpo.algorithm.advantages import group_advantages, zero_variance
 from rcgrpo.algorithm.diagnostics import token_diagnostics
 from rcgrpo.algorithm.objective import normaliser, rc_grpo_loss
 from rcgrpo.config import ReinforceTable
 from rcgrpo.episodes.types import Episode
-from rcgrpo.policy.scoring import ScoringBatch, microbatches, reference_scores
+from rcgrpo.policy.packing import ScoringBatch, microbatches
+from rcgrpo.policy.scoring import Scorer, reference_scores
 from rcgrpo.stages.training import Trainer
 
 FIGURES = ("kl", "entropy", "clip_fraction", "mismatch_abs", "mismatch_k1", "mismatch_kl")
@@ -26,13 +27,11 @@ FIGURES = ("kl", "entropy", "clip_fraction", "mismatch_abs", "mismatch_k1", "mis
 class PolicyUpdate:
     """Callable on this process's episodes of one batch; takes ``table.updates`` optimiser steps.
 
-    ``reference`` is the frozen stage-1 model; None with LoRA (the adapter is switched off instead) or beta 0.
+    ``reference`` scores under the frozen stage-1 model; None with LoRA (the adapter is switched off instead) or beta 0.
     ``max_length`` is the constant of ``aggregate = "constant"``.
     """
 
-    def __init__(
-        self, trainer: Trainer, table: ReinforceTable, reference: nn.Module | None, max_length: int
-    ) -> None:
+    def __init__(self, trainer: Trainer, table: ReinforceTable, reference: Scorer | None, max_length: int) -> None:
         self.trainer, self.table, self.reference = trainer, table, reference
         self.max_length = max_length if table.aggregate == "constant" else None
 
@@ -90,21 +89,19 @@ class PolicyUpdate:
     ) -> tuple[float, list[dict[str, float | None]], list[float]]:
         """Accumulate the gradient of one optimiser step: its loss, diagnostics per part, and their token counts."""
         table, trainer = self.table, self.trainer
-        ids = [e.token_ids for e in episodes]
-        parts = microbatches(ids, [e.group_id for e in episodes], table.batch_tokens)
+        ids, masks = [e.token_ids for e in episodes], [e.loss_mask for e in episodes]
+        group_ids = [e.group_id for e in episodes]
+        parts = microbatches(ids, masks, group_ids, table.batch_tokens)
         denominator = trainer.total(self._denominator(episodes, flat_B))
         loss_sum, figures, tokens = 0.0, [], []
         for number, rows in enumerate(parts):
-            part = [episodes[i] for i in rows]
-            batch = ScoringBatch.pack(
-                [e.token_ids for e in part], [e.loss_mask for e in part], [e.group_id for e in part]
-            ).to(trainer.accelerator.device)
-            old_BL = torch.zeros_like(batch.mask_BL, dtype=torch.float32)
-            sampled = torch.tensor([lp for e in part for lp in e.logprobs], device=old_BL.device)
-            old_BL[batch.mask_BL.bool()] = sampled
+            batch = ScoringBatch.pack(*([values[i] for i in rows] for values in (ids, masks, group_ids)))
+            batch = batch.to(trainer.accelerator.device)
+            old_BL = batch.align([episodes[i].logprobs for i in rows])
             ref_BL = None
             if table.beta:
-                ref_BL = reference_scores(trainer.policy.model, batch, table.temperature, self.reference).logprobs_BL
+                scorer = trainer.accelerator.unwrap_model(trainer.scorer)
+                ref_BL = reference_scores(scorer, batch, table.temperature, self.reference).logprobs_BL
             scores = trainer.scorer(batch, table.temperature)
             device = scores.logprobs_BL.device
             loss = rc_grpo_loss(
@@ -134,7 +131,7 @@ class PolicyUpdate:
                     clipped_BL=loss.clipped,
                 )
             )
-            tokens.append(float(len(sampled)))
+            tokens.append(float(batch.mask_BL.sum()))
         return trainer.total(loss_sum), figures, tokens
 
     def _denominator(self, episodes: Sequence[Episode], flat_B: Tensor) -> float:

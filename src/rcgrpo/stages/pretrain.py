@@ -1,0 +1,121 @@
+"""Make a small base model from nothing: a tokenizer and a Qwen3-architecture policy that half knows the world.
+
+It learns from demonstrations of which a share of the turns is corrupted into near misses, all really executed:
+like an instruction-tuned model on a benchmark, it speaks the tool language and solves some tasks, not most.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from rcgrpo.codec.codec import Codec
+from rcgrpo.codec.schemas import signatures
+from rcgrpo.codec.tokenizer import train_tokenizer
+from rcgrpo.config import PretrainTable, Recipe
+from rcgrpo.environments.protocol import tasks_of
+from rcgrpo.episodes.types import Call, Message, Task
+from rcgrpo.policy.load import Policy, pick_device
+from rcgrpo.policy.scoring import Scorer
+from rcgrpo.stages.directory import RunDirectory
+from rcgrpo.stages.finetune import draw, mean_loss, train_step
+from rcgrpo.stages.rollout import Job, Player, closings, gold_messages
+from rcgrpo.stages.setup import seed_of
+from rcgrpo.stages.training import Trainer
+
+
+def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
+    """Train tokenizer and model on the pool's demonstrations; return the final losses."""
+    table = recipe.stages[name]
+    assert isinstance(table, PretrainTable)
+    directory = run.stage(name)
+    tasks = tasks_of(recipe.suite, run.split(), table.pool, table.limit)
+    tokenizer = train_tokenizer(texts_of(recipe, tasks[:5000]), table.vocabulary)
+    policy = Policy(name, new_model(table, tokenizer, recipe.seed), tokenizer)
+    policy.model.to(pick_device(recipe.model.device))  # pyright: ignore[reportArgumentType]
+    player = Player(recipe.suite, Codec(tokenizer, detail=recipe.chat.schemas), recipe.rollout, recipe.reward)
+    streams = [demonstration(task, table.corrupt, random.Random(seed_of(recipe.seed, task.id))) for task in tasks]
+    played = 0
+
+    def progress() -> None:
+        nonlocal played
+        played += 1
+        directory.progress(played, len(tasks) + table.steps)
+
+    episodes = player.scripted([Job(task, group_id=task.id) for task in tasks], streams, progress)
+    held_out = max(1, len(episodes) // 100)
+    train, validation = episodes[held_out:], episodes[:held_out]
+    trainer = Trainer(policy, Scorer(policy.model, shared_prefix=False), table.optimiser, table.steps, directory)
+    with trainer.interruptible():
+        for step in range(trainer.resume(), table.steps):
+            batch = draw(train, table.batch, step, recipe.seed)
+            loss, count = train_step(trainer, batch, table.batch_tokens)
+            norm = trainer.step()
+            directory.metric(step=step + 1, loss=loss, grad_norm=norm, tokens=count)
+            directory.progress(len(tasks) + step + 1, len(tasks) + table.steps)
+            trainer.checkpoint_if_asked(step + 1, table.steps, table.checkpoint_every)
+    result = {
+        "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "validation_loss": mean_loss(trainer, validation, table.batch_tokens),
+        "demonstrations": len(train),
+        "successful_share": sum(e.success for e in episodes) / len(episodes),
+    }
+    trainer.finish(directory.checkpoint)
+    return result
+
+
+def new_model(table: PretrainTable, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 model of the table's shape with random weights."""
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=table.hidden,
+            num_hidden_layers=table.layers,
+            num_attention_heads=table.heads,
+            num_key_value_heads=table.kv_heads,
+            head_dim=table.hidden // table.heads,
+            intermediate_size=3 * table.hidden,
+            max_position_embeddings=table.context,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def demonstration(task: Task, share: float, rng: random.Random) -> Iterator[Message]:
+    """The expert's messages, with each turn replaced by a near miss with probability ``share``."""
+    if share == 0:
+        return gold_messages(task)
+    from rcgrpo.environments.toolworld.corrupt import corrupt
+
+    turns = [
+        calls if rng.random() < share else turn.gold for turn, calls in zip(task.turns, corrupt(task, rng), strict=True)
+    ]
+    return (
+        message
+        for calls, closing in zip(turns, closings(task), strict=True)
+        for message in [*map(_calling, calls), Message(role="assistant", content=closing)]
+    )
+
+
+def _calling(call: Call) -> Message:
+    return Message(role="assistant", calls=[call])
+
+
+def texts_of(recipe: Recipe, tasks: Sequence[Task]) -> Iterator[str]:
+    """What the tokenizer learns from: signatures, user turns, calls, closings."""
+    suite = recipe.suite
+    for task in tasks:
+        environment = suite.environment(task)
+        yield signatures(environment.visible())
+        for turn, closing in zip(task.turns, closings(task), strict=True):
+            yield from (message.content for message in turn.messages)
+            yield from (json.dumps({"name": c.name, "arguments": c.arguments}) for c in turn.gold)
+            yield closing
+        yield json.dumps(task.data)
