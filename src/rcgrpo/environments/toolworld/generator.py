@@ -47,6 +47,7 @@ class Scenario:
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """What the user asks for, turn by turn, without greetings: what must not stand on both sides of a split."""
         return tuple(request.text for request in self.requests)
 
 
@@ -103,7 +104,7 @@ def _request(config: ToolWorldConfig, scene: Scene, domains: tuple[str, ...]) ->
             scene.world.restore(before)
             scene.last = last
             continue
-        request.text = rng.choice(_OPENERS) + request.text
+        request.opener = rng.choice(_OPENERS)
         request.calls = scene.calls
         return request, kind.__name__
     return None
@@ -126,7 +127,7 @@ def task(config: ToolWorldConfig, category: Category, number: int) -> Task:
     """The ``category`` variant of scenario ``number``."""
     drawn = scenario(config, number)
     rng = random.Random(f"{config.seed}/{number}/variant")
-    turns = [Turn(messages=[_user(r.text)], gold=r.calls) for r in drawn.requests]
+    turns = [Turn(messages=[_user(r.opener + r.text)], gold=r.calls) for r in drawn.requests]
     closings = [request.closing for request in drawn.requests]
     world, hidden = drawn.world, set()
     if category == "miss_func":

@@ -25,6 +25,8 @@ class Request:
     closing: str = "Done."
     vague: tuple[str, str] | None = None
     """For miss_param: the request with something missing, and the clarification."""
+    opener: str = ""
+    """A greeting or the like before the text."""
     calls: list[Call] = field(default_factory=list)
 
 

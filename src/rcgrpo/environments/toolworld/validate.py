@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 
 from pydantic import Field
 
@@ -13,7 +14,7 @@ from rcgrpo.environments.toolworld.config import ToolWorldConfig
 from rcgrpo.environments.toolworld.corrupt import corrupt
 from rcgrpo.environments.toolworld.generator import scenario
 from rcgrpo.environments.toolworld.suite import ToolWorldSuite
-from rcgrpo.environments.toolworld.world import ToolWorld
+from rcgrpo.environments.toolworld.world import ToolWorld, World
 from rcgrpo.episodes.types import Call, Record, Task
 
 Answer = list[list[Call]]
@@ -56,17 +57,17 @@ async def play(suite: ToolWorldSuite, task: Task, answer: Answer) -> ToolWorld:
 def broken_answers(task: Task, rng: random.Random) -> dict[str, Answer]:
     """Answers that cannot be right, by mutation: what applies to ``task``."""
     gold: Answer = [list(turn.gold) for turn in task.turns]
-    acting = [i for i, calls in enumerate(gold) if calls]
+    acting = [turn for turn, calls in enumerate(gold) if calls]
     at = rng.choice(acting)
-    answers = {
-        "no_calls": [*gold[:at], [], *gold[at + 1 :]],
-        "drop_last_call": [*gold[:at], gold[at][:-1], *gold[at + 1 :]],
-    }
-    unread = _first_reads(gold)
-    if unread:
-        turn, index = rng.choice(unread)
-        call = gold[turn][index]
-        answers["drop_read"] = [[c for c in calls if c != call] for calls in gold]
+    answers = {"no_calls": [*gold[:at], [], *gold[at + 1 :]]}
+    needed = _needed_reads(task)
+    ends = [turn for turn in acting if gold[turn][-1].name not in READS or (turn, len(gold[turn]) - 1) in needed]
+    if ends:
+        at = rng.choice(ends)
+        answers["drop_last_call"] = [*gold[:at], gold[at][:-1], *gold[at + 1 :]]
+    if needed:
+        at, index = rng.choice(needed)
+        answers["drop_read"] = [*gold[:at], gold[at][:index] + gold[at][index + 1 :], *gold[at + 1 :]]
     refusals = [i for i, calls in enumerate(gold) if not calls]
     if refusals and any(call.name not in READS for call in gold[refusals[0] + 1]):
         i = refusals[0]
@@ -77,8 +78,17 @@ def broken_answers(task: Task, rng: random.Random) -> dict[str, Answer]:
     return answers
 
 
-def _first_reads(gold: Answer) -> list[tuple[int, int]]:
-    return [(t, i) for t, calls in enumerate(gold) for i, call in enumerate(calls) if call.name in READS]
+def _needed_reads(task: Task) -> list[tuple[int, int]]:
+    """(turn, index) of gold's reads whose result no other gold call shows."""
+    world = World(task.data["world"])
+    results = [[world.run(call) for call in turn.gold] for turn in task.turns]
+    shown = Counter(result for turn in results for result in turn)
+    return [
+        (t, i)
+        for t, turn in enumerate(task.turns)
+        for i, call in enumerate(turn.gold)
+        if call.name in READS and not results[t][i][1] and shown[results[t][i]] == 1
+    ]
 
 
 async def _validate(n: int, config: ToolWorldConfig) -> ToolWorldReport:
