@@ -102,9 +102,8 @@ def summary(run: RunData) -> str:
     others = [row.figures for row in run.rows if row.figures is not best]
     rivals = [figures["row"] for figures in others if figures["high"] >= best["low"]]
     if rivals:
-        parts.append(
-            f"Its interval overlaps with {', '.join(rivals)}: with this many episodes, that order is not settled."
-        )
+        named = "; ".join(rivals)
+        parts.append(f"Its interval overlaps with {named}: with this many episodes, that order is not settled.")
     return " ".join(parts)
 
 
