@@ -331,12 +331,10 @@ class Engine:
         waves: list[list[Row]] = [[row for row in rows if row._cached]]
         arrived = [row for row in rows if not row._cached]
         prompts = [np.array(row.ids[: row._prompt_length]) for row in arrived]
-        owned = {row._slot for row in arrived}
-        residents = {s: ids for s, ids in self._residents.items() if s not in owned} if self.share_prefixes else {}
         copies: dict[int, list[tuple[Row, int, int]]] = {}
         if self.share_prefixes:
-            for step in plan(prompts, residents):
-                row = arrived[step.index]
+            for step in plan(prompts, [row._slot for row in arrived], self._residents):
+                row = arrived[step.row]
                 while len(waves) <= step.wave:
                     waves.append([])
                 waves[step.wave].append(row)
@@ -354,7 +352,7 @@ class Engine:
     def _take_prefixes(self, copies: list[tuple[Row, int, int]]) -> None:
         if copies:
             self._cache.reserve(max(row._slot for row, _, _ in copies) + 1, 0)
-            self._cache.copy([(slot, row._slot, length) for row, slot, length in copies])
+            self._cache.copy([(slot, row._slot, length) for row, slot, length in copies if slot != row._slot])
         for row, _, length in copies:
             row._cached = length
             self.tokens["shared"] += length

@@ -13,9 +13,9 @@ import numpy as np
 
 
 class Prefill(NamedTuple):
-    """Row ``index`` starts with ``length`` tokens copied from ``source``, once the waves before it have run."""
+    """New prompt ``row`` starts with ``length`` tokens of ``source`` or ``slot``, once the waves before it have run."""
 
-    index: int
+    row: int
     wave: int
     length: int
     source: int | None
@@ -32,20 +32,20 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
     return first if n and differs[first] else n
 
 
-def plan(prompts: list[np.ndarray], residents: Mapping[int, np.ndarray]) -> list[Prefill]:
-    """Plan the prefill of new ``prompts`` (non-empty id arrays), where ``residents`` says which ids slots hold already.
+def plan(prompts: list[np.ndarray], slots: list[int], residents: Mapping[int, np.ndarray]) -> list[Prefill]:
+    """Plan the prefill of new ``prompts`` (non-empty id arrays) in ``slots``.
 
-    At least the last token of each prompt is left to compute: its logits are needed. Waves count from 0; the result
-    is in the order of the prompts.
+    ``residents`` says which ids a slot holds already, be its row alive or gone. What a prompt's own slot holds is
+    used in place, and only by that prompt, which overwrites the rest. At least the last token of each prompt is left
+    to compute: its logits are needed. Waves count from 0; the result is in the order of the prompts.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i].tolist())
     plans: dict[int, Prefill] = {}
     before: int | None = None
     for i in order:
         prompt, most = prompts[i], len(prompts[i]) - 1
-        stored = max(
-            ((min(common_length(prompt, ids), most), -slot) for slot, ids in residents.items()), default=(0, 0)
-        )
+        usable = (slot for slot in residents if slot == slots[i] or slot not in slots)
+        stored = max(((min(common_length(prompt, residents[slot]), most), -slot) for slot in usable), default=(0, 0))
         shared = 0 if before is None else min(common_length(prompt, prompts[before]), most)
         source = before
         while source is not None and plans[source].length >= shared and plans[source].source is not None:
