@@ -273,6 +273,7 @@ class TestFamilies:
             '<|start_header_id|>ipython<|end_header_id|>\n\n"{\\"é\\": 1}\\n"<|eot_id|>'
             "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
         )
+        assert codec.tokenizer.decode(codec.assistant(Message(role="assistant", content=" hi \n"))) == "hi<|eot_id|>"
         answer = Message(role="assistant", content="well", calls=[Call(name="f")])
         assert codec.tokenizer.decode(codec.assistant(answer)) == '{"name": "f", "parameters": {}}<|eot_id|>'
 
@@ -486,11 +487,11 @@ class TestParse:
         "piece",
         ["<tool_call>", '<tool_call>{"', "<tool_call>[", "{ ", '{"name":', "{\n", '{"name": "a"},', '<tool_call>"\\'],
     )
-    def test_takes_time_in_proportion_on_hostile_text(self, piece):
+    def test_takes_little_time_on_hostile_text(self, piece):
         for parse in (parse_qwen, parse_llama):
             start = time.perf_counter()
             parse(piece * (100_000 // len(piece)))
-            assert time.perf_counter() - start < 5
+            assert time.perf_counter() - start < 3, "100,000 characters, far more than one answer"
 
 
 class TestDetail:
@@ -553,7 +554,8 @@ class TestSmallTokenizer:
 
     def test_writes_numbers_digit_by_digit_and_tags_as_one_token(self, bases):
         qwen, llama = bases["qwen"], bases["llama"]
-        assert qwen.tokenize("2025") == ["2", "0", "2", "5"]
+        for family, split in (("qwen", ["2", "0", "2", "5"]), ("llama", ["202", "5"])):
+            assert train_tokenizer(["2025 " * 99], 300, family).tokenize("2025") == split
         assert [len(qwen.encode(tag)) for tag in ("<tool_call>", "</think>", "<|im_end|>", "<tools>")] == [1, 1, 1, 1]
         assert qwen.decode(qwen.encode("<tool_call><|im_end|>"), skip_special_tokens=True) == "<tool_call>"
         assert [len(llama.encode(tag)) for tag in ("<|eot_id|>", "<|python_tag|>")] == [1, 1]

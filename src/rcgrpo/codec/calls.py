@@ -53,9 +53,10 @@ def _read_block(reader: _Reader, start: int) -> int:
         end = _skip(_SPACE, text, end) + len(close)
         reader.accept(value, text[start:end])
         return end
-    closing, opening = text.find(close, body), text.find("<tool_call>", body)
-    if closing < 0 or 0 <= opening < closing:
-        end = len(text) if opening < 0 else opening
+    opening = text.find("<tool_call>", body)
+    end = len(text) if opening < 0 else opening
+    closing = text.find(close, body, end)
+    if closing < 0:
         reader.fail("unclosed", f"a tool call has no {close}", text[start:end])
         return end
     end = closing + len(close)
@@ -103,7 +104,7 @@ def read_json(text: str, start: int) -> tuple[Any, int, str]:
             return None, start, f"nested deeper than {MAX_DEPTH} levels"
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        cut_off = _skip(_SPACE, text, error.pos) == len(text) or error.msg.startswith("Unterminated string")
         return None, len(text) if cut_off else error.pos, f"{error.msg} at character {error.pos - start + 1}"
     except RecursionError:
         return None, start, f"nested deeper than {MAX_DEPTH} levels"
