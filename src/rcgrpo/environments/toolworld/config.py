@@ -35,6 +35,8 @@ class ToolWorldConfig(BaseModel):
     """Most user turns of a base variant."""
     hardness: float = Field(default=0.5, ge=0, le=1)
     """Share of requests that chain results, decide on them, or recover from an error."""
+    follow_ups: float = Field(default=0.4, ge=0, le=1)
+    """Chance to draw a later request from those that refer back (``do the same with``); redrawn if none fits."""
     two_domains: float = Field(default=0.5, ge=0, le=1)
     """Share of scenarios with tools of two domains."""
     entries: int = Field(default=5, ge=3, le=14)

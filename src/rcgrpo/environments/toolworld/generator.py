@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rcgrpo.environments.toolworld.apis import APIS, READS, TOOLS, State
 from rcgrpo.environments.toolworld.config import Category, ToolWorldConfig
-from rcgrpo.environments.toolworld.requests import BOTH, EASY, HARD
+from rcgrpo.environments.toolworld.requests import BOTH, EASY, FOLLOW_UPS, HARD, Kind
 from rcgrpo.environments.toolworld.scene import Request, Scene, Unfit, make_world
 from rcgrpo.environments.toolworld.words import FILLER_ITEMS, FILLER_NAMES, FILLER_TITLES, SAYINGS, STEMS
 from rcgrpo.episodes.types import Message, Task, Turn
@@ -89,11 +89,7 @@ def _request(config: ToolWorldConfig, scene: Scene, domains: tuple[str, ...]) ->
     """One request that fits the scene as it is now, and its kind; None after too many misfits."""
     rng = scene.rng
     for _ in range(30):
-        pool = EASY if rng.random() >= config.hardness else HARD
-        options = pool[rng.choice(domains)]
-        if pool is HARD and len(domains) == 2 and rng.random() < 0.5:
-            options = BOTH[frozenset(domains)]
-        kind = rng.choice(options)
+        kind = rng.choice(_options(config, rng, domains, bool(scene.last)))
         before, last = copy.deepcopy(scene.world.state), dict(scene.last)
         scene.calls = []
         try:
@@ -108,6 +104,17 @@ def _request(config: ToolWorldConfig, scene: Scene, domains: tuple[str, ...]) ->
         request.calls = scene.calls
         return request, kind.__name__
     return None
+
+
+def _options(config: ToolWorldConfig, rng: random.Random, domains: tuple[str, ...], later: bool) -> tuple[Kind, ...]:
+    """The kinds of request to draw the next one from; ``later``: something has been talked about."""
+    if later and rng.random() < config.follow_ups:
+        return FOLLOW_UPS[rng.choice(domains)]
+    if rng.random() >= config.hardness:
+        return EASY[rng.choice(domains)]
+    if len(domains) == 2 and rng.random() < 0.5:
+        return BOTH[frozenset(domains)]
+    return HARD[rng.choice(domains)]
 
 
 def _withholdable(drawn: Scenario) -> list[tuple[int, str]]:

@@ -20,7 +20,6 @@ EASY: dict[str, tuple[Kind, ...]] = {
         files.move_file,
         files.copy_file,
         files.write_note,
-        files.same_file_action,
     ),
     "shop": (
         shop.ask_price,
@@ -28,22 +27,25 @@ EASY: dict[str, tuple[Kind, ...]] = {
         shop.deposit,
         shop.buy,
         shop.watch,
-        shop.buy_more,
-        shop.watch_it,
-        shop.refund,
     ),
     "mail": (
         mail.send,
         mail.read_mail,
         mail.trash_mail,
         mail.star_mail,
-        mail.same_mail_action,
         mail.block,
-        mail.send_again,
     ),
-    "calendar": (calendar.ask_when, calendar.book, calendar.cancel, calendar.alert, calendar.alert_it, calendar.shift),
+    "calendar": (calendar.ask_when, calendar.book, calendar.cancel, calendar.alert, calendar.shift),
 }
 """Requests of each domain that need one look-up and one action at most."""
+
+FOLLOW_UPS: dict[str, tuple[Kind, ...]] = {
+    "files": (files.same_file_action,),
+    "shop": (shop.buy_more, shop.watch_it, shop.refund),
+    "mail": (mail.same_mail_action, mail.send_again),
+    "calendar": (calendar.alert_it,),
+}
+"""Requests that refer to what an earlier turn was about."""
 
 HARD: dict[str, tuple[Kind, ...]] = {
     "files": (files.file_into_new_dir, files.judge_size, files.remove_biggest, files.move_two, files.append_text),
