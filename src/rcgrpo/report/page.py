@@ -96,14 +96,14 @@ def summary(run: RunData) -> str:
     best = max(run.rows, key=lambda row: row.figures["success"]).figures
     parts.append(
         f"Of {len(run.rows)} rows, {best['row']} has the highest success on pool {evaluated['pool']!r} "
-        f"under {decoding}: {percent(best['success'])}% of {best['n']} episodes (95% interval {percent(best['low'])} to "
-        f"{percent(best['high'])})."
+        f"under {decoding}: {percent(best['success'])}% of {best['n']} episodes "
+        f"(95% interval {percent(best['low'])} to {percent(best['high'])})."
     )
     others = [row.figures for row in run.rows if row.figures is not best]
     rivals = [figures["row"] for figures in others if figures["high"] >= best["low"]]
     if rivals:
         named = "; ".join(rivals)
-        parts.append(f"Its interval overlaps with {named}: with this many episodes, that order is not settled.")
+        parts.append(f"Its interval overlaps with {named}: so few episodes do not settle that order.")
     return " ".join(parts)
 
 
