@@ -225,7 +225,12 @@ def test_micro_batches_with_the_global_denominator_give_the_full_batch(mode, zer
     whole, gradient = loss_and_gradient(data, flat_B=flat, **options)
     keep = ~flat if zero == "drop" else None
     denominator = normaliser(data["mask_BL"], mode, max_length=options["max_length"], keep_B=keep)
-    parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
+    parts = [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 6)]  # dropping leaves nothing of the third
+    counts = [
+        normaliser(data["mask_BL"][p], mode, max_length=options["max_length"], keep_B=None if keep is None else keep[p])
+        for p in parts
+    ]
+    assert float(sum(counts)) == float(denominator)
     cut = [{name: value[part] for name, value in data.items()} for part in parts]
     pieces = [
         loss_and_gradient(piece, flat_B=flat[part], denominator=denominator, **options)

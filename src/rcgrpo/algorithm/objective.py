@@ -98,8 +98,7 @@ def normaliser(
 
     ``token``: trained tokens. ``sequence``: episodes. ``constant``: episodes times ``max_length``. Episodes
     with ``keep_B`` false do not count. Denominators of parts (micro-batches, processes) add up to that of the
-    whole; to get the gradient of the whole batch from its parts, give each part the sum. Never below 1, so a
-    batch where nothing counts has loss 0.
+    whole; to get the gradient of the whole batch from its parts, give each part the sum. 0 where nothing counts.
     """
     if (max_length is not None) != (mode == "constant"):
         raise ValueError(f"max_length goes with mode='constant'; mode is {mode!r}, max_length is {max_length}")
@@ -109,7 +108,7 @@ def normaliser(
     else:
         episodes = len(mask_BL) if keep_B is None else keep_B.sum()
         count = torch.as_tensor(episodes * (max_length or 1), device=mask_BL.device)
-    return count.float().clamp(min=1.0)
+    return count.float()
 
 
 def aggregate(
@@ -132,11 +131,13 @@ def aggregate(
         mask_BL: shape (B, L).
         max_length: tokens; with, and only with, ``constant``.
         denominator: that of the whole batch (see :func:`normaliser`) where this is only a part of it; that of
-            this batch if None.
+            this batch if None. Where it is 0 nothing counts, and the result is 0.
     """
     _same_shape(values_BL, mask=mask_BL)
     if denominator is None:
         denominator = normaliser(mask_BL, mode, max_length=max_length)
+    denominator = torch.as_tensor(denominator, dtype=values_BL.dtype, device=values_BL.device)
+    denominator = torch.where(denominator > 0, denominator, 1.0)
     trained_BL = mask_BL.bool()
     values_BL = values_BL.masked_fill(~trained_BL, 0.0)
     if mode == "sequence":
