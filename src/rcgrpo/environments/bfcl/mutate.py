@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import JsonValue
 
@@ -11,8 +11,6 @@ from rcgrpo.episodes.types import Call, Task
 
 Answer = list[list[Call]]
 """Calls per turn."""
-Corpus = Mapping[str, Sequence[Call]]
-"""Gold calls of all tasks by API class: where spam is taken from."""
 
 
 def gold_answer(task: Task) -> Answer:
@@ -90,7 +88,7 @@ def _other_value(value: JsonValue, rng: random.Random) -> JsonValue:
 
 
 def spam(answer: Answer, rng: random.Random, corpus: Sequence[Call]) -> Answer | None:
-    """One to five calls of other tasks put in between, or functions that do not exist."""
+    """One to five gold calls of its block (``corpus``) put in between, or functions that do not exist."""
     for _ in range(rng.randint(1, 5)):
         turn = rng.randrange(len(answer))
         call = Call(name="does_not_exist") if rng.random() < 0.1 else rng.choice(corpus)
@@ -99,14 +97,19 @@ def spam(answer: Answer, rng: random.Random, corpus: Sequence[Call]) -> Answer |
 
 
 def early(answer: Answer, rng: random.Random, _: Sequence[Call]) -> Answer | None:
-    """The calls of one turn made in the turn before, or all calls in the first turn."""
+    """Made a turn too soon: one call of several, or a whole turn's; or all calls in the first turn."""
     if len(answer) < 2:
         return None
-    if rng.random() < 0.3:
+    kind = rng.choice(["one", "turn", "all"])
+    if kind == "all":
         return [[call for calls in answer for call in calls], *([] for _ in answer[1:])]
-    turn = rng.randrange(1, len(answer))
-    answer[turn - 1] += answer[turn]
-    answer[turn] = []
+    turns = [turn for turn in range(1, len(answer)) if len(answer[turn]) > (kind == "one")]
+    if not turns:
+        return None
+    turn = rng.choice(turns)
+    moved = 1 if kind == "one" else len(answer[turn])
+    answer[turn - 1] += answer[turn][:moved]
+    del answer[turn][:moved]
     return answer
 
 
