@@ -149,6 +149,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_run(path: Path, per_row: int = 64) -> Path:
     run = RunDirectory(path)
     stages = {
+        "tiny": {"kind": "pretrain", "pool": "train"},
         "experts": {"kind": "collect", "policy": "gold", "pool": "experts"},
         "failures": {"kind": "collect", "policy": "base", "pool": "experts"},
         "sft": {"kind": "finetune", "start": "base", "data": ["experts"]},
@@ -169,7 +170,7 @@ def build_run(path: Path, per_row: int = 64) -> Path:
     Split(suite="toolworld", rule="by scenario, seed 0", pools=pools).save(run.split_path)
     for name, table in stages.items():
         directory = run.stage(name)
-        if table["kind"] == "finetune":
+        if table["kind"] in ("pretrain", "finetune"):
             for step in range(1, 41):
                 directory.metric(step=step, loss=2 / step + (0.3 if name == "sft" else 0.2), lr=1e-4, tokens=900)
         elif table["kind"] == "reinforce":
@@ -320,7 +321,7 @@ def test_turns_never_reached_and_turns_without_an_answer_are_shown():
 
 def test_the_summary_names_the_best_row_and_what_it_cannot_settle(reported: Path):
     text = summary(read_run(reported))
-    assert "RCTP + RC-GRPO has the highest success" in text and "greedy decoding" in text
+    assert "Highest success on pool 'test' under greedy decoding: RCTP + RC-GRPO, 81.2% of 64" in text
     assert "overlaps with RCTP, high; SFT + GRPO: " in text  # and not with those below
 
 

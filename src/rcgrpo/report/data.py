@@ -19,7 +19,7 @@ class StageData:
 
     name: str
     kind: str
-    """``collect``, ``finetune`` or ``reinforce``."""
+    """``pretrain``, ``collect``, ``finetune`` or ``reinforce``."""
     settings: dict[str, Any]
     """Its table of the resolved recipe."""
     record: dict[str, Any] | None

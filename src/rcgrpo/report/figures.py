@@ -79,7 +79,7 @@ def reinforce_panels(metrics: Mapping[str, Sequence[dict]], colours: Mapping[str
 
 
 def finetune_panels(metrics: Mapping[str, Sequence[dict]], colours: Mapping[str, str]) -> list[Panel]:
-    """The loss of the finetune stages."""
+    """The loss of the supervised stages: pretrain and finetune."""
     title, caption = "Cross-entropy", "on assistant tokens, nats per token"
     curves = _curves(metrics, colours, "loss")
     return [Panel(title, caption, draw(f"{title} {caption}", "finetune", curves))] if curves else []

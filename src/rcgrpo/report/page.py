@@ -63,7 +63,7 @@ def render(run: RunData) -> str:
     script, style = (_TEMPLATES.joinpath(name).read_text() for name in ("report.js", "report.css"))
     metrics = {s.name: s.metrics for s in run.stages if s.metrics}
     reinforced = {s.name: metrics[s.name] for s in run.stages if s.kind == "reinforce" and s.metrics}
-    finetuned = {s.name: metrics[s.name] for s in run.stages if s.kind == "finetune" and s.metrics}
+    finetuned = {s.name: metrics[s.name] for s in run.stages if s.kind in ("pretrain", "finetune") and s.metrics}
     return environment.get_template("report.html.jinja").render(
         run=run,
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
@@ -95,9 +95,8 @@ def summary(run: RunData) -> str:
     decoding = "greedy decoding" if evaluated["temperature"] == 0 else f"temperature {evaluated['temperature']:g}"
     best = max(run.rows, key=lambda row: row.figures["success"]).figures
     parts.append(
-        f"Of {len(run.rows)} rows, {best['row']} has the highest success on pool {evaluated['pool']!r} "
-        f"under {decoding}: {percent(best['success'])}% of {best['n']} episodes "
-        f"(95% interval {percent(best['low'])} to {percent(best['high'])})."
+        f"Highest success on pool {evaluated['pool']!r} under {decoding}: {best['row']}, "
+        f"{percent(best['success'])}% of {best['n']} episodes (95% interval {percent(best['low'])} to {percent(best['high'])})."
     )
     others = [row.figures for row in run.rows if row.figures is not best]
     rivals = [figures["row"] for figures in others if figures["high"] >= best["low"]]
