@@ -96,7 +96,8 @@ def summary(run: RunData) -> str:
     best = max(run.rows, key=lambda row: row.figures["success"]).figures
     parts.append(
         f"Highest success on pool {evaluated['pool']!r} under {decoding}: {best['row']}, "
-        f"{percent(best['success'])}% of {best['n']} episodes (95% interval {percent(best['low'])} to {percent(best['high'])})."
+        f"{percent(best['success'])}% of {best['n']} episodes "
+        f"(95% interval {percent(best['low'])} to {percent(best['high'])})."
     )
     others = [row.figures for row in run.rows if row.figures is not best]
     rivals = [figures["row"] for figures in others if figures["high"] >= best["low"]]
