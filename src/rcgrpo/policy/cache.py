@@ -30,7 +30,7 @@ class RaggedCache(Cache):
         ]
         self._heads = torch.arange(self.kv_heads, device=device)
         self._rows: slice | Tensor = slice(0)
-        self._length = 0
+        self._window = slice(0)
         self._source: Tensor | None = None
         self._target = torch.empty(0, dtype=torch.long, device=device)
 
@@ -63,7 +63,7 @@ class RaggedCache(Cache):
             buffer[:, b, :, :length] = held
 
     def aim(self, rows: slice | Tensor, slots_M: Tensor, positions_ML: Tensor, valid_ML: Tensor | None) -> None:
-        """Say where the next forward's M x L new tokens go. Attention reads ``rows`` up to the length of the mask.
+        """Say where the next forward's M x L new tokens go. Attention reads ``rows``.
 
         ``valid_ML`` (bool; None: all) marks the tokens to store; the others are padding and leave no trace.
         """
@@ -75,9 +75,13 @@ class RaggedCache(Cache):
             target = target[self._source]
         self._target = target
 
-    def read_up_to(self, length: int) -> None:
-        """Attention of the next forward reads this many positions."""
-        self._length = length
+    def look(self, window: slice) -> None:
+        """Attention of the next forward reads these positions."""
+        self._window = window
+
+    def stacked(self, slots: list[int], length: int) -> list[Tensor]:
+        """Copies of the first ``length`` tokens of some slots, per layer [2, len(slots), kv_heads, length, head_dim]."""
+        return [buffer[:, slots, :, :length] for buffer in self._buffers]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -89,5 +93,5 @@ class RaggedCache(Cache):
             if self._source is not None:
                 new = new[self._source]
             half.view(-1, self.head_dim).index_copy_(0, self._target, new)
-        keys, values = buffer[:, self._rows, :, : self._length]
+        keys, values = buffer[:, self._rows, :, self._window]
         return keys, values

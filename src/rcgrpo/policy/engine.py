@@ -22,6 +22,7 @@ from rcgrpo.episodes.types import Sampling
 from rcgrpo.errors import UserError
 from rcgrpo.policy.architecture import additive_mask, architecture
 from rcgrpo.policy.cache import RaggedCache
+from rcgrpo.policy.cascade import ATTENTION, Cascade, Clusters, cluster
 from rcgrpo.policy.prefixes import plan
 from rcgrpo.policy.sampling import Dice, draw
 
@@ -59,6 +60,7 @@ class Row:
         self._cached = 0  # the first so many ids have their keys and values in the cache
         self._dice = Dice(sampling.seed)
         self._request: _Request | None = None
+        self._cluster = 0
         self._closed = False
 
     @property
@@ -122,8 +124,8 @@ class Engine:
         self.prefill_tokens, self.share_prefixes = prefill_tokens, share_prefixes
         self._pump_task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
-        self.forwards = {"decode": 0, "extend": 0}
-        """Forwards run, by kind."""
+        self.forwards = {"decode": 0, "cascade": 0, "extend": 0}
+        """Forwards run, by kind; ``cascade``: those of the decode steps that read shared prefixes once."""
         self.tokens = {"generated": 0, "computed": 0, "shared": 0}
         """Tokens sampled; prompt and appended tokens put through the model; prompt tokens copied instead."""
 
@@ -132,14 +134,18 @@ class Engine:
             raise RuntimeError("the engine is already running")
         parameter = next(self._arch.causal_lm.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._was_training = self._arch.causal_lm.training
+        self._was_training, self._attention = self._arch.causal_lm.training, self._arch.config._attn_implementation
         self._arch.causal_lm.eval()
+        self._cascading = self.share_prefixes and self._attention == "sdpa"
+        if self._cascading:
+            self._arch.causal_lm.set_attn_implementation(ATTENTION)
         self._cache = RaggedCache(self._arch, self._dtype, self._device)
         self._free = list(range(self.slots))
         self._vacancy = asyncio.Semaphore(self.slots)
         self._rows: dict[int, Row] = {}
         self._waiting: dict[int, Row] = {}  # rows with a request, by slot
         self._residents: dict[int, np.ndarray] = {}  # prompt ids whose keys and values lie at a slot's beginning
+        self._clusters: Clusters | None = None
         self._debt = 0
         self._submissions = 0
         self._wake = asyncio.Event()
@@ -156,7 +162,8 @@ class Engine:
         for row in list(self._waiting.values()):
             if row._request is not None:
                 row._request.future.cancel()
-        del self._cache
+        del self._cache, self._clusters
+        self._arch.causal_lm.set_attn_implementation(self._attention)
         self._arch.causal_lm.train(self._was_training)
 
     @asynccontextmanager
@@ -250,11 +257,11 @@ class Engine:
 
     # Forwards
 
-    def _forward(self, slots: list[int], new: list[list[int]], starts: list[int], rows: slice | None) -> Tensor:
+    def _forward(self, slots: list[int], new: list[list[int]], starts: list[int]) -> Tensor:
         """Run the new ids of M slots after the ``starts`` tokens they hold; logits [M, V] of the last ones.
 
-        Shorter rows are padded on the left, so that the last column is every row's last token; a slot without new
-        ids is a passenger. Padding sees something finite, and is never stored.
+        Shorter rows are padded on the left, so that the last column is every row's last token. Padding sees something
+        finite, and is never stored.
         """
         length = max(map(len, new))
         reach = max(start + len(ids) for start, ids in zip(starts, new, strict=True))
@@ -265,31 +272,89 @@ class Engine:
         offset_ML = torch.arange(-length, 0, device=device) + lengths_M[:, None]
         positions_ML = (starts_M[:, None] + offset_ML).clamp_(min=0)
         padded = any(len(ids) != length for ids in new)
-        self._cache.aim(slots_M if rows is None else rows, slots_M, positions_ML, offset_ML >= 0 if padded else None)
-        self._cache.read_up_to(reach)
+        self._cache.aim(slots_M, slots_M, positions_ML, offset_ML >= 0 if padded else None)
+        self._cache.look(slice(0, reach))
         visible_MLS = torch.arange(reach, device=device) <= positions_ML[:, :, None]
+        return self._logits(ids_ML, positions_ML, additive_mask(visible_MLS[:, None], self._dtype), None)
+
+    def _logits(self, ids_ML: Tensor, positions_ML: Tensor, mask_M1LS: Tensor, cascade: Cascade | None) -> Tensor:
         return self._arch.causal_lm(
             input_ids=ids_ML,
             position_ids=positions_ML,
-            attention_mask=additive_mask(visible_MLS[:, None], self._dtype),
+            attention_mask=mask_M1LS,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            cascade=cascade,
         ).logits[:, -1]
 
     def _decode(self, rows: list[Row]) -> None:
         """One token for every row. Attention reads the slots below the highest; the idle ones among them ride along."""
         rows = self._compacted(rows)
         top = rows[-1]._slot + 1
-        new: list[list[int]] = [[] for _ in range(top)]
-        starts = [0] * top
+        ids, positions, busy = [0] * top, [0] * top, [False] * top
         for row in rows:
-            new[row._slot], starts[row._slot] = row.ids[-1:], row._cached
-        logits_TV = self._forward(list(range(top)), new, starts, slice(top))
+            ids[row._slot], positions[row._slot], busy[row._slot] = row.ids[-1], row._cached, True
+        reach = max(positions) + 1
+        self._cache.reserve(top, reach)
+        ids_T, positions_T, slots_T = torch.tensor([ids, positions, list(range(top))], device=self._device)
+        valid_T1 = None if len(rows) == top else torch.tensor(busy, device=self._device)[:, None]
+        self._cache.aim(slice(top), slots_T, positions_T[:, None], valid_T1)
+        seen_TS = torch.arange(reach, device=self._device) <= positions_T[:, None]
+        cascade = self._cascade(rows, top, seen_TS)
+        mask_T11S = additive_mask(seen_TS[:, None, None], self._dtype) if cascade is None else cascade.mask_T11S
+        if cascade is None:
+            self._cache.look(slice(0, reach))
+        logits_TV = self._logits(ids_T[:, None], positions_T[:, None], mask_T11S, cascade)
         self.forwards["decode"] += 1
+        self.forwards["cascade"] += cascade is not None
         for row in rows:
             row._cached += 1
         self._deliver(rows, logits_TV if len(rows) == top else logits_TV[[row._slot for row in rows]])
+
+    def _cascade(self, rows: list[Row], top: int, seen_TS: Tensor) -> Cascade | None:
+        """The plan for reading shared prefixes once, where that saves enough."""
+        clusters, reach = self._clusters, seen_TS.shape[1]
+        if clusters is None:
+            return None
+        start = min(clusters.lengths[row._cluster] for row in rows)
+        if clusters.size + top * (reach - start) > 0.7 * top * reach:
+            return None
+        members: list[list[int]] = [[] for _ in clusters.lengths]
+        for row in rows:
+            members[row._cluster].append(row._slot)
+        seats = max(map(len, members))
+        home, prefix = [0] * top, [1] * top
+        for c, slots in enumerate(members):
+            for seat, slot in enumerate(slots):
+                home[slot], prefix[slot] = c * seats + seat, clusters.lengths[c]
+        flat = [slot for slots in members for slot in slots + [0] * (seats - len(slots))]
+        prefix_T1 = torch.tensor(prefix, device=self._device)[:, None]
+        columns_S = torch.arange(reach, device=self._device)
+        own_TS = seen_TS[:, start:] & (columns_S[start:] >= prefix_T1)
+        visible_TS = torch.cat([columns_S[: max(clusters.lengths)] < prefix_T1, own_TS], dim=1)
+        self._cache.look(slice(start, reach))
+        return Cascade(
+            clusters=clusters,
+            members_K=torch.tensor(flat, device=self._device),
+            home_T=torch.tensor(home, device=self._device),
+            mask_T11S=additive_mask(visible_TS[:, None, None], self._dtype),
+        )
+
+    def _find_clusters(self) -> None:
+        """Group the rows by what their prompts share; done when new ones arrive."""
+        self._clusters = None
+        rows = [row for row in self._rows.values() if row._cached]
+        if not self._cascading or len(rows) < 2:
+            return
+        groups = cluster([self._residents[row._slot] for row in rows])
+        for c, (members, _) in enumerate(groups):
+            for i in members:
+                rows[i]._cluster = c
+        lengths = [length for _, length in groups]
+        if len(groups) < len(rows):
+            first = [rows[members[0]]._slot for members, _ in groups]
+            self._clusters = Clusters(self._cache.stacked(first, max(lengths)), lengths)
 
     def _compacted(self, rows: list[Row]) -> list[Row]:
         """Sort by slot; where too many idle slots lie among the decoding ones, move the highest rows into them."""
@@ -348,6 +413,8 @@ class Engine:
         for wave, members in enumerate(waves):
             self._take_prefixes(copies.get(wave, []))
             self._run_wave(members)
+        if arrived:
+            self._find_clusters()
 
     def _take_prefixes(self, copies: list[tuple[Row, int, int]]) -> None:
         if copies:
@@ -376,7 +443,7 @@ class Engine:
 
     def _compute(self, rows: list[Row], limit: int) -> Tensor:
         new = [row.ids[row._cached : row._cached + limit] for row in rows]
-        logits_MV = self._forward([row._slot for row in rows], new, [row._cached for row in rows], None)
+        logits_MV = self._forward([row._slot for row in rows], new, [row._cached for row in rows])
         self.forwards["extend"] += 1
         for row, ids in zip(rows, new, strict=True):
             row._cached += len(ids)

@@ -1,0 +1,108 @@
+"""Decode attention that reads a prefix shared by several rows once, not once per row.
+
+A decode step is bound by reading keys and values. Rows of one group hold the same prompt, so the queries of all its
+members meet that prompt in one matrix product, and each row reads alone only what comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rcgrpo.policy.prefixes import common_length
+
+ATTENTION = "rcgrpo_cascade"
+"""Name of the attention under which a model runs inside an engine session."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """C sets of rows, each with a common prefix whose keys and values are kept once more, stacked."""
+
+    prefixes: list[Tensor]
+    """Per layer [2, C, kv_heads, P, head_dim]; beyond its own length a cluster's part is never read."""
+    lengths: list[int]
+    """Length of each cluster's prefix."""
+
+    @property
+    def size(self) -> int:
+        """Positions that one pass over all the prefixes reads."""
+        return len(self.lengths) * max(self.lengths)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """One decode step over T slots: which cluster each belongs to, and what each may see."""
+
+    clusters: Clusters
+    members_K: Tensor
+    """C x M slots, flat: the members of each cluster, padded."""
+    home_T: Tensor
+    """Where in ``members_K`` each slot stands (0 for passengers)."""
+    mask_T11S: Tensor
+    """Additive, over P prefix positions and then the slots' own positions from the shortest prefix on."""
+
+
+def cluster(prompts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
+    """Group prompts by common prefix: (indices, length of their common prefix), every prompt in one group.
+
+    Greedy along the sorted prompts: the next one joins if that saves at least as many reads as the group saves now.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].tolist())
+    groups: list[tuple[list[int], int]] = []
+    for i in order:
+        if groups:
+            members, length = groups[-1]
+            shared = common_length(prompts[members[-1]], prompts[i])
+            if shared and len(members) * min(shared, length) >= (len(members) - 1) * length:
+                groups[-1] = ([*members, i], min(shared, length))
+                continue
+        groups.append(([i], len(prompts[i])))
+    return groups
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    cascade: Cascade | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: query [T, heads, 1, D], key and value [T, kv_heads, own positions, D].
+
+    Without a ``cascade`` it is ordinary sdpa attention.
+    """
+    if cascade is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    slots, heads, _, width = query.shape
+    prefix_keys, prefix_values = cascade.clusters.prefixes[module.layer_idx]  # type: ignore[index]
+    count, kv_heads, reach, _ = prefix_keys.shape
+    share, seats = heads // kv_heads, len(cascade.members_K) // count
+    query_THRD = query.view(slots, kv_heads, share, width) * (width**-0.5 if scaling is None else scaling)
+
+    def gather(x_THRE: Tensor) -> Tensor:
+        x_CMHRE = x_THRE[cascade.members_K].view(count, seats, kv_heads, share, -1)
+        return x_CMHRE.transpose(1, 2).reshape(count, kv_heads, seats * share, -1)
+
+    def scatter(x_CHQE: Tensor) -> Tensor:
+        x_CMHRE = x_CHQE.view(count, kv_heads, seats, share, -1).transpose(1, 2)
+        return x_CMHRE.reshape(count * seats, kv_heads, share, -1)[cascade.home_T]
+
+    shared_THRP = scatter(gather(query_THRD) @ prefix_keys.transpose(-1, -2))
+    own_THRS = query_THRD @ key.transpose(-1, -2)
+    scores_THRS = torch.cat([shared_THRP, own_THRS], dim=-1) + cascade.mask_T11S
+    weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    out_THRD = scatter(gather(weights_THRS[..., :reach]) @ prefix_values) + weights_THRS[..., reach:] @ value
+    return out_THRD.view(slots, 1, heads, width), None
+
+
+AttentionInterface.register(ATTENTION, attend)
