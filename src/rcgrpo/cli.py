@@ -210,14 +210,10 @@ def validate_bfcl_command(
     from rcgrpo.environments.bfcl.validate import validate_bfcl
 
     with bars() as progress:
-        bars_by_title: dict[str, Any] = {}
-
-        def note(title: str, done: int, total: int) -> None:
-            if title not in bars_by_title:
-                bars_by_title[title] = progress.add_task(title, total=total)
-            progress.update(bars_by_title[title], completed=done)
-
-        result = validate_bfcl(mutants=mutants, seed=seed, progress=note)
+        bar = progress.add_task("answers", total=None)
+        result = validate_bfcl(
+            count=mutants, seed=seed, progress=lambda done, total: progress.update(bar, completed=done, total=total)
+        )
     content = result.model_dump()
     log.print(f"gold valid: {result.gold_valid} of {result.gold_total}")
     log.print(f"agreement with the official checker: {result.agreed} of {result.mutants} mutated answers")
@@ -231,7 +227,7 @@ def validate_bfcl_command(
 @validate_app.command("toolworld")
 def validate_toolworld_command(
     tasks: Annotated[int, typer.Option(min=1, help="Tasks to generate and replay.")] = 2000,
-    seed: Annotated[int, typer.Option(help="First scenario number.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Replay the gold answers of generated ToolWorld tasks."""

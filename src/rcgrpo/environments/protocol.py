@@ -32,7 +32,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import jsonschema
@@ -70,7 +70,7 @@ class ToolError(Exception):
     """Raised by a tool to tell the policy why it failed."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reflect(function: Callable[..., Any]) -> tuple[Schema, jsonschema.Draft202012Validator]:
     schema = get_json_schema(function)
     schema["function"].pop("return", None)
@@ -102,6 +102,7 @@ class Environment:
 
     call_timeout: float | None = None
     """Seconds that one async or slow call may take; then the policy reads an error. None: no limit."""
+
     def __init__(self, task: Task) -> None:
         self.task = task
         self.turn = -1

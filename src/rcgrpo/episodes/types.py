@@ -216,5 +216,7 @@ class Group(Record):
     def _members_agree(self) -> Group:
         for episode in self.episodes:
             if episode.group_id != self.id or episode.task_id != self.task_id:
-                raise ValueError(f"episode of group {episode.group_id!r}, task {episode.task_id!r} in group {self.id!r}")
+                raise ValueError(
+                    f"episode of group {episode.group_id!r}, task {episode.task_id!r} in group {self.id!r}"
+                )
         return self

@@ -80,7 +80,7 @@ class RaggedCache(Cache):
         self._window = window
 
     def stacked(self, slots: list[int], length: int) -> list[Tensor]:
-        """Copies of the first ``length`` tokens of some slots, per layer [2, len(slots), kv_heads, length, head_dim]."""
+        """Copies of the first ``length`` tokens of C slots, per layer [2, C, kv_heads, length, head_dim]."""
         return [buffer[:, slots, :, :length] for buffer in self._buffers]
 
     def update(

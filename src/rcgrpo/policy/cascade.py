@@ -41,8 +41,8 @@ class Cascade:
     """One decode step over T slots: which cluster each belongs to, and what each may see."""
 
     clusters: Clusters
-    members_K: Tensor
-    """C x M slots, flat: the members of each cluster, padded."""
+    members_K: Tensor | None
+    """C x M slots, flat: the members of each cluster, padded. None: the slots as they are, T = C x M."""
     home_T: Tensor
     """Where in ``members_K`` each slot stands (0 for passengers)."""
     mask_T11S: Tensor
@@ -86,20 +86,23 @@ def attend(
     slots, heads, _, width = query.shape
     prefix_keys, prefix_values = cascade.clusters.prefixes[module.layer_idx]  # type: ignore[index]
     count, kv_heads, reach, _ = prefix_keys.shape
-    share, seats = heads // kv_heads, len(cascade.members_K) // count
+    share = heads // kv_heads
+    seats = (slots if cascade.members_K is None else len(cascade.members_K)) // count
     query_THRD = query.view(slots, kv_heads, share, width) * (width**-0.5 if scaling is None else scaling)
 
     def gather(x_THRE: Tensor) -> Tensor:
-        x_CMHRE = x_THRE[cascade.members_K].view(count, seats, kv_heads, share, -1)
+        x_KHRE = x_THRE if cascade.members_K is None else x_THRE[cascade.members_K]
+        x_CMHRE = x_KHRE.reshape(count, seats, kv_heads, share, -1)
         return x_CMHRE.transpose(1, 2).reshape(count, kv_heads, seats * share, -1)
 
     def scatter(x_CHQE: Tensor) -> Tensor:
         x_CMHRE = x_CHQE.view(count, kv_heads, seats, share, -1).transpose(1, 2)
-        return x_CMHRE.reshape(count * seats, kv_heads, share, -1)[cascade.home_T]
+        x_KHRE = x_CMHRE.reshape(count * seats, kv_heads, share, -1)
+        return x_KHRE if cascade.members_K is None else x_KHRE[cascade.home_T]
 
     shared_THRP = scatter(gather(query_THRD) @ prefix_keys.transpose(-1, -2))
     own_THRS = query_THRD @ key.transpose(-1, -2)
-    scores_THRS = torch.cat([shared_THRP, own_THRS], dim=-1) + cascade.mask_T11S
+    scores_THRS = torch.cat([shared_THRP, own_THRS], dim=-1).add_(cascade.mask_T11S)
     weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
     out_THRD = scatter(gather(weights_THRS[..., :reach]) @ prefix_values) + weights_THRS[..., reach:] @ value
     return out_THRD.view(slots, 1, heads, width), None

@@ -26,6 +26,9 @@ from rcgrpo.policy.cascade import ATTENTION, Cascade, Clusters, cluster
 from rcgrpo.policy.prefixes import plan
 from rcgrpo.policy.sampling import Dice, draw
 
+_HEADROOM = 256
+"""Tokens reserved beyond a prompt: growing the cache copies it."""
+
 
 class Completion(NamedTuple):
     """What one ``generate`` gave."""
@@ -134,9 +137,9 @@ class Engine:
             raise RuntimeError("the engine is already running")
         parameter = next(self._arch.causal_lm.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._was_training, self._attention = self._arch.causal_lm.training, self._arch.config._attn_implementation
+        self._was_training = self._arch.causal_lm.training
         self._arch.causal_lm.eval()
-        self._cascading = self.share_prefixes and self._attention == "sdpa"
+        self._cascading = self.share_prefixes and self._arch.config._attn_implementation == "sdpa"
         if self._cascading:
             self._arch.causal_lm.set_attn_implementation(ATTENTION)
         self._cache = RaggedCache(self._arch, self._dtype, self._device)
@@ -163,7 +166,8 @@ class Engine:
             if row._request is not None:
                 row._request.future.cancel()
         del self._cache, self._clusters
-        self._arch.causal_lm.set_attn_implementation(self._attention)
+        if self._cascading:
+            self._arch.causal_lm.set_attn_implementation("sdpa")
         self._arch.causal_lm.train(self._was_training)
 
     @asynccontextmanager
@@ -336,7 +340,7 @@ class Engine:
         self._cache.look(slice(start, reach))
         return Cascade(
             clusters=clusters,
-            members_K=torch.tensor(flat, device=self._device),
+            members_K=None if flat == list(range(top)) else torch.tensor(flat, device=self._device),
             home_T=torch.tensor(home, device=self._device),
             mask_T11S=additive_mask(visible_TS[:, None, None], self._dtype),
         )
@@ -393,6 +397,8 @@ class Engine:
 
     def _extend(self, rows: list[Row]) -> None:
         """Compute the new tokens of ``rows`` and sample the token after them."""
+        longest = max(len(row.ids) for row in rows)
+        self._cache.reserve(max(row._slot for row in rows) + 1, min(longest + _HEADROOM, self.max_length))
         waves: list[list[Row]] = [[row for row in rows if row._cached]]
         arrived = [row for row in rows if not row._cached]
         prompts = [np.array(row.ids[: row._prompt_length]) for row in arrived]

@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from rcgrpo.codec.tokenizer import add_reward_tokens
+from rcgrpo.conditioning import REWARD_TOKENS
 from rcgrpo.errors import UserError
+
+logging.disable_progress_bar()  # the run shows its own progress
 
 EMBEDDED = "toolworld-base"
 """Name of the base model that ships with the package."""
@@ -79,8 +83,6 @@ def teach_reward_tokens(policy: Policy, seed: int) -> list[int]:
 
 def reward_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of ``<|high_reward|>`` and ``<|low_reward|>`` in a tokenizer that has them as special tokens."""
-    from rcgrpo.conditioning import REWARD_TOKENS
-
     ids: Any = tokenizer.convert_tokens_to_ids(list(REWARD_TOKENS))
     return list(ids)
 

@@ -18,6 +18,7 @@ from rcgrpo.codec.schemas import signatures
 from rcgrpo.codec.tokenizer import train_tokenizer
 from rcgrpo.config import PretrainTable, Recipe
 from rcgrpo.environments.protocol import tasks_of
+from rcgrpo.environments.toolworld.corrupt import corrupt
 from rcgrpo.episodes.types import Call, Message, Task
 from rcgrpo.policy.load import Policy, pick_device
 from rcgrpo.policy.scoring import Scorer
@@ -92,8 +93,6 @@ def demonstration(task: Task, share: float, rng: random.Random) -> Iterator[Mess
     """The expert's messages, with each turn replaced by a near miss with probability ``share``."""
     if share == 0:
         return gold_messages(task)
-    from rcgrpo.environments.toolworld.corrupt import corrupt
-
     turns = [
         calls if rng.random() < share else turn.gold for turn, calls in zip(task.turns, corrupt(task, rng), strict=True)
     ]

@@ -184,7 +184,8 @@ def _check_exit(work: _Work, code: int) -> None:
         raise KeyboardInterrupt
     log = work.directory.log.read_text(errors="replace").strip().splitlines()
     if code == 2:
-        raise UserError(f"{work.title}: {log[-1] if log else 'no message'}")
+        said = log[-1].removeprefix("error: ") if log else "no message"
+        raise UserError(f"{work.title}: {said}")
     tail = "\n".join(log[-15:])
     raise RuntimeError(f"{work.title} failed with exit code {code}; the end of {work.directory.log}:\n{tail}")
 
