@@ -105,7 +105,7 @@ def attend(
     scores_THRS = torch.cat([shared_THRP, own_THRS], dim=-1).add_(cascade.mask_T11S)
     weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
     out_THRD = scatter(gather(weights_THRS[..., :reach]) @ prefix_values) + weights_THRS[..., reach:] @ value
-    return out_THRD.view(slots, 1, heads, width), None
+    return out_THRD.reshape(slots, 1, heads, width), None
 
 
 AttentionInterface.register(ATTENTION, attend)
