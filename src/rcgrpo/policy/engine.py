@@ -278,10 +278,14 @@ class Engine:
         padded = any(len(ids) != length for ids in new)
         self._cache.aim(slots_M, slots_M, positions_ML, offset_ML >= 0 if padded else None)
         self._cache.look(slice(0, reach))
+        if not padded and not any(starts):  # plain causal attention, whose kernels skip what lies above the diagonal
+            return self._logits(ids_ML, positions_ML, None, None)
         visible_MLS = torch.arange(reach, device=device) <= positions_ML[:, :, None]
         return self._logits(ids_ML, positions_ML, additive_mask(visible_MLS[:, None], self._dtype), None)
 
-    def _logits(self, ids_ML: Tensor, positions_ML: Tensor, mask_M1LS: Tensor, cascade: Cascade | None) -> Tensor:
+    def _logits(
+        self, ids_ML: Tensor, positions_ML: Tensor, mask_M1LS: Tensor | None, cascade: Cascade | None
+    ) -> Tensor:
         return self._arch.causal_lm(
             input_ids=ids_ML,
             position_ids=positions_ML,
