@@ -44,7 +44,7 @@ from rcgrpo.errors import UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Schema = dict[str, Any]
-"""A tool's description in the OpenAI form: ``{"type": "function", "function": {"name", "description", "parameters"}}``."""
+"""A tool in the OpenAI form: ``{"type": "function", "function": {"name", "description", "parameters"}}``."""
 
 
 def slow(function: Function) -> Function:
@@ -170,7 +170,7 @@ class Environment:
         """Run one call from the policy and record it. Never raises for what the policy wrote."""
         try:
             result, failed = format_result(await self._dispatch(call)), False
-        except Exception as error:  # a tool's failure is what the policy reads, not a crash
+        except Exception as error:  # noqa: BLE001  a tool's failure is what the policy reads, not a crash
             result, failed = self.format_error(error), True
         executed = ExecutedCall(turn=max(self.turn, 0), call=call, result=result, failed=failed)
         self.history.append(executed)

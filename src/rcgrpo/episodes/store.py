@@ -41,15 +41,15 @@ def read_episodes(path: Path) -> Iterator[Episode]:
     """
     if not path.is_file():
         raise UserError(f"no episode file at {path}")
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, 1):
+    complete = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for line in lines:
                 yield Episode.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "line"
-            raise UserError(f"{path}, line {number}: {where}: {first['msg']}") from error
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: damaged after line {number}: {error}") from error
+                complete += 1
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "line"
+        raise UserError(f"{path}, line {complete + 1}: {where}: {first['msg']}") from error
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: damaged after line {complete}: {error}") from error

@@ -332,6 +332,8 @@ class Engine:
         for row in rows:
             members[row._cluster].append(row._slot)
         seats = max(map(len, members))
+        if len(members) * seats > 4 * top:  # one large cluster among many small ones: mostly padding
+            return None
         home, prefix = [0] * top, [1] * top
         for c, slots in enumerate(members):
             for seat, slot in enumerate(slots):

@@ -95,8 +95,9 @@ class PolicyUpdate:
         denominator = trainer.total(self._denominator(episodes, flat_B))
         loss_sum, figures, tokens = 0.0, [], []
         for number, rows in enumerate(parts):
-            batch = ScoringBatch.pack(*([values[i] for i in rows] for values in (ids, masks, group_ids)))
-            batch = batch.to(trainer.accelerator.device)
+            batch = ScoringBatch.pack(
+                [ids[i] for i in rows], [masks[i] for i in rows], [group_ids[i] for i in rows]
+            ).to(trainer.accelerator.device)
             old_BL = batch.align([episodes[i].logprobs for i in rows])
             ref_BL = None
             if table.beta:
