@@ -322,6 +322,10 @@ class Engine:
 
     def _cascade(self, rows: list[Row], top: int, seen_TS: Tensor) -> Cascade | None:
         """The plan for reading shared prefixes once, where that saves enough."""
+        if self._clusters is None:
+            return None
+        if 2 * len({row._cluster for row in self._rows.values()}) <= len(self._clusters.lengths):
+            self._find_clusters()  # most of them have no row left
         clusters, reach = self._clusters, seen_TS.shape[1]
         if clusters is None:
             return None
