@@ -46,7 +46,7 @@ class TokenSampler(BaseModel):
     The three ways, each with a constructor: :meth:`iid` (the paper), :meth:`stratified`, :meth:`fixed`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["iid", "stratified", "fixed"]
     p: float | None = Field(default=None, ge=0, le=1)
@@ -83,12 +83,11 @@ class TokenSampler(BaseModel):
             raise ValueError(f"group_size must be at least 1, not {group_size}")
         rng = random.Random(seed)
         p = 0.5 if self.p is None else self.p
-        tokens: list[RewardToken | None]
         if self.kind == "fixed":
             return [self.token] * group_size
         if self.kind == "iid":
             return [RewardToken.HIGH if rng.random() < p else RewardToken.LOW for _ in range(group_size)]
         high = int(p * group_size + 0.5)
-        tokens = [RewardToken.HIGH] * high + [RewardToken.LOW] * (group_size - high)
+        tokens: list[RewardToken | None] = [RewardToken.HIGH] * high + [RewardToken.LOW] * (group_size - high)
         rng.shuffle(tokens)
         return tokens

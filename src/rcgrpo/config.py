@@ -33,7 +33,7 @@ KINDS = ("pretrain", "collect", "finetune", "reinforce")
 class Config(BaseModel):
     """Base of all recipe tables: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class LoraTable(Config):

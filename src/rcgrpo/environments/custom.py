@@ -18,7 +18,7 @@ from rcgrpo.errors import UserError
 class CustomConfig(BaseModel):
     """The recipe's ``[custom]`` table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     environment: str = Field(pattern=r"^[\w.]+:\w+$")
     """Import path of the class: ``package.module:Class``."""

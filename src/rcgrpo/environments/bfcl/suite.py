@@ -20,7 +20,7 @@ from rcgrpo.errors import UserError
 class BfclConfig(BaseModel):
     """How BFCL is played and split."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     protocol: Literal["official", "paper_merged"] = "official"
     """``official``: turn by turn, with late reveals and clarifications. ``paper_merged``: the RC-GRPO paper's

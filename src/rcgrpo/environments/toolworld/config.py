@@ -15,7 +15,7 @@ STARTS = {"test": 0, "experts": 100_000, "train": 200_000, "pretrain": 500_000}
 class ToolWorldConfig(BaseModel):
     """Same config, same tasks: an id means the same task wherever seed and difficulty agree."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seed: int = 0
     """Of all scenarios."""
