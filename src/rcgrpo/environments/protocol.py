@@ -36,7 +36,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import jsonschema
-from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import get_json_schema
 
 from rcgrpo.environments.split import Split
 from rcgrpo.episodes.types import Call, ExecutedCall, Message, Task, Verdict

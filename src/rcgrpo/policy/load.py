@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from rcgrpo.codec.tokenizer import add_reward_tokens
@@ -29,7 +29,7 @@ class Policy:
 
     name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
 
 
 def embedded_path() -> Path:
@@ -55,8 +55,7 @@ def load_policy(path: str | Path, *, name: str, dtype: str = "float32", device: 
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"model.path = {str(path)!r} cannot be loaded as a causal language model: {first}") from error
-    model.to(pick_device(device)).eval()
-    return Policy(name, model, tokenizer)
+    return Policy(name, model.to(pick_device(device)).eval(), tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def teach_reward_tokens(policy: Policy, seed: int) -> list[int]:
@@ -68,20 +67,25 @@ def teach_reward_tokens(policy: Policy, seed: int) -> list[int]:
     if not add_reward_tokens(policy.tokenizer):
         return reward_token_ids(policy.tokenizer)
     ids = reward_token_ids(policy.tokenizer)
-    model = policy.model
-    if len(policy.tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(policy.tokenizer), mean_resizing=False)
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    if len(policy.tokenizer) > _embeddings(policy)[0].shape[0]:
+        policy.model.resize_token_embeddings(len(policy.tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in matrices.values():
+        for weight in _embeddings(policy):
             known = weight[: min(ids)].float()
             noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
             weight[ids] = (known.mean(0) + 0.1 * known.std(0) * noise).to(weight.dtype)
     return ids
 
 
-def reward_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _embeddings(policy: Policy) -> list[torch.Tensor]:
+    """Input and output embedding matrices; one where they are tied."""
+    layers = (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
+    weights: list[Any] = [layer.weight for layer in layers if layer is not None]
+    return weights[:1] if len(weights) == 2 and weights[0] is weights[1] else weights
+
+
+def reward_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Ids of ``<|high_reward|>`` and ``<|low_reward|>`` in a tokenizer that has them as special tokens."""
     ids: Any = tokenizer.convert_tokens_to_ids(list(REWARD_TOKENS))
     return list(ids)

@@ -12,7 +12,7 @@ from rcgrpo.stages.rollout import GOLD, Job
 from rcgrpo.stages.setup import load_for_play, player_for, seed_of
 
 
-def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
+def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
     """Play the stage's episodes, keep those asked for, write them; return counts."""
     table = recipe.stages[name]
     assert isinstance(table, CollectTable)
@@ -37,7 +37,7 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
         done += 1
         directory.progress(done, len(jobs))
 
-    policy = load_for_play(run, recipe, table.policy)
+    policy = load_for_play(run, recipe, table.tokenizer if table.policy == GOLD else table.policy)
     player = player_for(recipe, policy)
     episodes = player.gold(jobs, progress) if table.policy == GOLD else player.policy(policy, jobs, progress)
     if table.policy == GOLD:

@@ -8,7 +8,7 @@
     stages/<stage>/progress.json         {"done", "total"} while it runs
     stages/<stage>/episodes.jsonl.gz     collect: the episodes
     stages/<stage>/rollouts/*.jsonl.gz   reinforce: the batch at each resume point
-    stages/<stage>/checkpoint/           finetune, reinforce: Hugging Face format
+    stages/<stage>/checkpoint/           all but collect: Hugging Face format
     stages/<stage>/resume/               state of an unfinished stage
     evaluations/<row>/                   result.json, episodes.jsonl.gz
 """

@@ -58,7 +58,7 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     policy.model.eval()
     validation = mean_loss(trainer, held_out, table.batch_tokens) if held_out else None
     trainer.finish(directory.checkpoint)
-    result = {"steps": steps, "episodes": len(train), "trained_tokens": trained}
+    result: dict[str, float] = {"steps": steps, "episodes": len(train), "trained_tokens": trained}
     return result if validation is None else {**result, "validation_loss": validation}
 
 

@@ -6,15 +6,13 @@ like an instruction-tuned model on a benchmark, it speaks the tool language and 
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rcgrpo.codec.codec import Codec
-from rcgrpo.codec.schemas import signatures
 from rcgrpo.codec.tokenizer import train_tokenizer
 from rcgrpo.config import PretrainTable, Recipe
 from rcgrpo.environments.protocol import tasks_of
@@ -25,7 +23,7 @@ from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.finetune import draw, mean_loss, train_step
 from rcgrpo.stages.rollout import Job, Player, closings, gold_messages
-from rcgrpo.stages.setup import seed_of
+from rcgrpo.stages.setup import seed_of, texts_of
 from rcgrpo.stages.training import Trainer
 
 
@@ -35,7 +33,7 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     assert isinstance(table, PretrainTable)
     directory = run.stage(name)
     tasks = tasks_of(recipe.suite, run.split(), table.pool, table.limit)
-    tokenizer = train_tokenizer(texts_of(recipe, tasks[:5000]), table.vocabulary)
+    tokenizer = train_tokenizer(texts_of(recipe.suite, tasks[:5000]), table.vocabulary)
     policy = Policy(name, new_model(table, tokenizer, recipe.seed), tokenizer)
     policy.model.to(pick_device(recipe.model.device))  # pyright: ignore[reportArgumentType]
     player = Player(recipe.suite, Codec(tokenizer, detail=recipe.chat.schemas), recipe.rollout, recipe.reward)
@@ -83,8 +81,8 @@ def new_model(table: PretrainTable, tokenizer: PreTrainedTokenizerFast, seed: in
             intermediate_size=3 * table.hidden,
             max_position_embeddings=table.context,
             tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)),
+            pad_token_id=tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)),  # pyright: ignore[reportArgumentType]
         )
     )
 
@@ -105,16 +103,3 @@ def demonstration(task: Task, share: float, rng: random.Random) -> Iterator[Mess
 
 def _calling(call: Call) -> Message:
     return Message(role="assistant", calls=[call])
-
-
-def texts_of(recipe: Recipe, tasks: Sequence[Task]) -> Iterator[str]:
-    """What the tokenizer learns from: signatures, user turns, calls, closings."""
-    suite = recipe.suite
-    for task in tasks:
-        environment = suite.environment(task)
-        yield signatures(environment.visible())
-        for turn, closing in zip(task.turns, closings(task), strict=True):
-            yield from (message.content for message in turn.messages)
-            yield from (json.dumps({"name": c.name, "arguments": c.arguments}) for c in turn.gold)
-            yield closing
-        yield json.dumps(task.data)

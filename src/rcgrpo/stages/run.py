@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rcgrpo.config import CollectTable, FinetuneTable, PretrainTable, Recipe
+from rcgrpo.config import CollectTable, FinetuneTable, PretrainTable, Recipe, RetokeniseTable
 from rcgrpo.errors import UserError
 from rcgrpo.stages.collect import collect
 from rcgrpo.stages.directory import RunDirectory, StageDirectory, provenance, read_json, write_json
@@ -24,6 +24,7 @@ from rcgrpo.stages.evaluate import evaluate_row, evaluation_size, finished_row
 from rcgrpo.stages.finetune import finetune
 from rcgrpo.stages.pretrain import pretrain
 from rcgrpo.stages.reinforce import reinforce
+from rcgrpo.stages.retokenise import retokenise
 from rcgrpo.stages.training import Interrupted
 
 INTERRUPTED = 130
@@ -43,6 +44,8 @@ def run_stage(run: RunDirectory, name: str) -> dict[str, Any]:
         result = finetune(run, recipe, name)
     elif isinstance(table, PretrainTable):
         result = pretrain(run, recipe, name)
+    elif isinstance(table, RetokeniseTable):
+        result = retokenise(run, recipe, name)
     else:
         result = reinforce(run, recipe, name)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -110,7 +113,7 @@ def plan(run: RunDirectory, recipe: Recipe, processes: int = 1) -> list[_Work]:
             arguments=["stage", str(run.path), name],
             directory=run.stage(name),
             after={need for need in recipe.needs(name) if need in left},
-            processes=processes if recipe.stages[name].kind != "collect" else 1,
+            processes=1 if recipe.stages[name].kind in ("collect", "retokenise") else processes,
         )
         for name in left
     ]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator, Sequence
 
 from rcgrpo.codec.codec import Codec
-from rcgrpo.config import BASE, Recipe
+from rcgrpo.codec.schemas import signatures
+from rcgrpo.config import Recipe
+from rcgrpo.environments.protocol import Suite
+from rcgrpo.episodes.types import Task
 from rcgrpo.policy.load import Policy, load_policy
 from rcgrpo.stages.directory import RunDirectory
-from rcgrpo.stages.rollout import GOLD, Player
+from rcgrpo.stages.rollout import Player, closings
 
 
 def seed_of(*parts: object) -> int:
@@ -18,8 +23,8 @@ def seed_of(*parts: object) -> int:
 
 
 def load_for_play(run: RunDirectory, recipe: Recipe, name: str) -> Policy:
-    """The policy of a finished stage, or of ``base``; for ``gold``, the base (whose tokenizer renders it)."""
-    path = run.checkpoint(recipe, BASE if name == GOLD else name)
+    """The policy of a finished stage, or of ``base``."""
+    path = run.checkpoint(recipe, name)
     return load_policy(path, name=name, dtype=recipe.model.dtype, device=recipe.model.device)
 
 
@@ -27,3 +32,14 @@ def player_for(recipe: Recipe, policy: Policy) -> Player:
     """A player with the policy's own tokenizer."""
     codec = Codec(policy.tokenizer, detail=recipe.chat.schemas, thinking=recipe.chat.thinking)
     return Player(recipe.suite, codec, recipe.rollout, recipe.reward)
+
+
+def texts_of(suite: Suite, tasks: Sequence[Task]) -> Iterator[str]:
+    """What a small tokenizer learns a world from: signatures, user turns, gold calls, closings, the starting data."""
+    for task in tasks:
+        yield signatures(suite.environment(task).visible())
+        for turn, closing in zip(task.turns, closings(task), strict=True):
+            yield from (message.content for message in turn.messages)
+            yield from (json.dumps({"name": c.name, "arguments": c.arguments}) for c in turn.gold)
+            yield closing
+        yield json.dumps(task.data)
