@@ -88,6 +88,8 @@ class TokenSampler(BaseModel):
         if self.kind == "iid":
             return [RewardToken.HIGH if rng.random() < p else RewardToken.LOW for _ in range(group_size)]
         high = int(p * group_size + 0.5)
-        tokens: list[RewardToken | None] = [RewardToken.HIGH] * high + [RewardToken.LOW] * (group_size - high)
+        tokens: list[RewardToken | None] = [
+            RewardToken.HIGH if i < high else RewardToken.LOW for i in range(group_size)
+        ]
         rng.shuffle(tokens)
         return tokens
