@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from scipy.stats import chisquare
 
 from rcgrpo.episodes.types import Sampling
 from rcgrpo.errors import UserError
+from rcgrpo.policy.cascade import cluster
 from rcgrpo.policy.engine import Engine
 from rcgrpo.policy.sampling import Dice, draw
 from tiny_models import ARCHITECTURES, VOCABULARY, full_forward_logprobs, random_ids, tiny_model
@@ -168,6 +170,27 @@ def test_common_prefixes_are_computed_once(model):
     late, engine = play(model, scripts, slots=3)
     assert [ids for ids, _ in late] == [ids for ids, _ in apart]
     assert engine.tokens["computed"] <= 60 + 5 * 10 + 12  # a task may be computed again, the schemas never
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_that_share_a_long_prompt_read_it_once_and_right(name):
+    model = tiny_model(name)
+    generator = torch.Generator().manual_seed(2)
+    tasks = [random_ids(generator, n) for n in (90, 80)]
+    lone = random_ids(generator, 85)
+    prompts = [lone, *([*task, token] for token in (3, 4, 3, 5, 6) for task in tasks)]
+    scripts = [(p, Sampling(seed=i), [([], 2 + i % 4), ([7, 8], 2 + i % 3)]) for i, p in enumerate(prompts)]
+    for slots in (64, 6):
+        played, engine = play(model, scripts, slots=slots)
+        check_logprobs(model, played)
+        assert engine.forwards["cascade"] > 0
+
+
+def test_clusters_form_where_they_save_reads():
+    common, other = list(range(50)), list(range(60, 90))
+    prompts = [[*common, 1, 1], other, [*common, 1, 2], [*common[:20], 9], [*common, 2]]
+    groups = cluster([np.array(p) for p in prompts])
+    assert [(sorted(members), length) for members, length in groups] == [([3], 21), ([0, 2, 4], 50), ([1], 30)]
 
 
 def test_a_seed_gives_the_same_ids_in_any_company(model):

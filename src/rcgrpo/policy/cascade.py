@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rcgrpo.policy.architecture import additive_mask
 from rcgrpo.policy.prefixes import common_length
 
 ATTENTION = "rcgrpo_cascade"
@@ -45,26 +47,72 @@ class Cascade:
     """C x M slots, flat: the members of each cluster, padded. None: the slots as they are, T = C x M."""
     home_T: Tensor
     """Where in ``members_K`` each slot stands (0 for passengers)."""
+    start: int
+    """The slots' own positions are read from here on: the length of the shortest prefix."""
     mask_T11S: Tensor
-    """Additive, over P prefix positions and then the slots' own positions from the shortest prefix on."""
+    """Additive, over P prefix positions and then the slots' own positions from ``start`` on."""
 
 
 def cluster(prompts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
     """Group prompts by common prefix: (indices, length of their common prefix), every prompt in one group.
 
-    Greedy along the sorted prompts: the next one joins if that saves at least as many reads as the group saves now.
+    A group of n with a prefix of length p saves (n - 1) p reads; of all ways to cut the sorted prompts into groups
+    this takes one that saves most (dynamic programming over the last cut).
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i].tolist())
-    groups: list[tuple[list[int], int]] = []
-    for i in order:
-        if groups:
-            members, length = groups[-1]
-            shared = common_length(prompts[members[-1]], prompts[i])
-            if shared and len(members) * min(shared, length) >= (len(members) - 1) * length:
-                groups[-1] = ([*members, i], min(shared, length))
-                continue
-        groups.append(([i], len(prompts[i])))
-    return groups
+    shared = [common_length(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    best, cuts = [0], [(0, 0)]
+    for end in range(1, len(order) + 1):
+        length = len(prompts[order[end - 1]])
+        saved, cut = best[end - 1], (end - 1, length)
+        for start in range(end - 2, -1, -1):
+            length = min(length, shared[start])
+            if best[start] + (end - start - 1) * length > saved:
+                saved, cut = best[start] + (end - start - 1) * length, (start, length)
+        best.append(saved)
+        cuts.append(cut)
+    groups, end = [], len(order)
+    while end:
+        start, length = cuts[end]
+        groups.append((order[start:end], length))
+        end = start
+    return groups[::-1]
+
+
+def plan_cascade(
+    clusters: Clusters, rows: list[tuple[int, int]], top: int, seen_TS: Tensor, dtype: torch.dtype
+) -> Cascade | None:
+    """The plan of one decode step over T = ``top`` slots; None where reading every row in full is about as good.
+
+    ``rows``: (slot, cluster) of each decoding row, slots ascending. ``seen_TS``: the positions each slot may see.
+    """
+    device, reach = seen_TS.device, seen_TS.shape[1]
+    start = min(clusters.lengths[c] for _, c in rows)
+    if clusters.size + top * (reach - start) > 0.7 * top * reach:
+        return None
+    members: list[list[int]] = [[] for _ in clusters.lengths]
+    for slot, c in rows:
+        members[c].append(slot)
+    seats = max(map(len, members))
+    if len(members) * seats > 4 * top:  # one large cluster among many small ones: mostly padding
+        return None
+    home, prefix = [0] * top, [1] * top  # passengers see one position, and nobody reads what they get
+    for c, slots in enumerate(members):
+        for seat, slot in enumerate(slots):
+            home[slot], prefix[slot] = c * seats + seat, clusters.lengths[c]
+    flat = [slot for slots in members for slot in slots + [0] * (seats - len(slots))]
+    prefix_T1 = torch.tensor(prefix, device=device)[:, None]
+    columns_S = torch.arange(reach, device=device)
+    columns_P = torch.arange(max(clusters.lengths), device=device)
+    own_TS = seen_TS[:, start:] & (columns_S[start:] >= prefix_T1)
+    visible_TS = torch.cat([columns_P < prefix_T1, own_TS], dim=1)
+    return Cascade(
+        clusters=clusters,
+        members_K=None if flat == list(range(top)) else torch.tensor(flat, device=device),
+        home_T=torch.tensor(home, device=device),
+        start=start,
+        mask_T11S=additive_mask(visible_TS[:, None, None], dtype),
+    )
 
 
 def attend(

@@ -22,7 +22,7 @@ from rcgrpo.episodes.types import Sampling
 from rcgrpo.errors import UserError
 from rcgrpo.policy.architecture import additive_mask, architecture
 from rcgrpo.policy.cache import RaggedCache
-from rcgrpo.policy.cascade import ATTENTION, Cascade, Clusters, cluster
+from rcgrpo.policy.cascade import ATTENTION, Cascade, Clusters, cluster, plan_cascade
 from rcgrpo.policy.prefixes import plan
 from rcgrpo.policy.sampling import Dice, draw
 
@@ -329,31 +329,11 @@ class Engine:
         clusters, reach = self._clusters, seen_TS.shape[1]
         if clusters is None:
             return None
-        start = min(clusters.lengths[row._cluster] for row in rows)
-        if clusters.size + top * (reach - start) > 0.7 * top * reach:
-            return None
-        members: list[list[int]] = [[] for _ in clusters.lengths]
-        for row in rows:
-            members[row._cluster].append(row._slot)
-        seats = max(map(len, members))
-        if len(members) * seats > 4 * top:  # one large cluster among many small ones: mostly padding
-            return None
-        home, prefix = [0] * top, [1] * top
-        for c, slots in enumerate(members):
-            for seat, slot in enumerate(slots):
-                home[slot], prefix[slot] = c * seats + seat, clusters.lengths[c]
-        flat = [slot for slots in members for slot in slots + [0] * (seats - len(slots))]
-        prefix_T1 = torch.tensor(prefix, device=self._device)[:, None]
-        columns_S = torch.arange(reach, device=self._device)
-        own_TS = seen_TS[:, start:] & (columns_S[start:] >= prefix_T1)
-        visible_TS = torch.cat([columns_S[: max(clusters.lengths)] < prefix_T1, own_TS], dim=1)
-        self._cache.look(slice(start, reach))
-        return Cascade(
-            clusters=clusters,
-            members_K=None if flat == list(range(top)) else torch.tensor(flat, device=self._device),
-            home_T=torch.tensor(home, device=self._device),
-            mask_T11S=additive_mask(visible_TS[:, None, None], self._dtype),
-        )
+        seats = [(row._slot, row._cluster) for row in rows]
+        cascade = plan_cascade(clusters, seats, top, seen_TS, self._dtype)
+        if cascade is not None:
+            self._cache.look(slice(cascade.start, reach))
+        return cascade
 
     def _find_clusters(self) -> None:
         """Group the rows by what their prompts share; done when new ones arrive."""
