@@ -26,7 +26,7 @@ from rcgrpo.errors import UserError
 BASE = "base"
 """The name under which stages refer to the recipe's own model."""
 
-KINDS = ("pretrain", "collect", "finetune", "reinforce")
+KINDS = ("pretrain", "retokenise", "collect", "finetune", "reinforce")
 """The kinds of stages."""
 
 
@@ -94,6 +94,8 @@ class CollectTable(Config):
     kind: Literal["collect"]
     policy: str
     """``gold``, ``base``, or the stage whose checkpoint explores."""
+    tokenizer: str = BASE
+    """Gold only: ``base`` or the stage whose tokenizer renders the episodes; a policy renders with its own."""
     pool: str = "experts"
     """Pool of the split to play."""
     limit: int | None = Field(default=None, ge=1)
@@ -111,7 +113,14 @@ class CollectTable(Config):
     def _gold_is_one(self) -> CollectTable:
         if self.policy == "gold" and (self.samples != 1 or self.keep != "all"):
             raise ValueError("policy = 'gold' is deterministic and always succeeds: remove samples and keep")
+        if self.policy != "gold" and self.tokenizer != BASE:
+            raise ValueError("tokenizer is for policy = 'gold': a policy plays with its own; remove it")
         return self
+
+    @property
+    def loaded(self) -> str:
+        """``base`` or the stage whose checkpoint is loaded: the policy's, or for gold that with the tokenizer."""
+        return self.tokenizer if self.policy == "gold" else self.policy
 
 
 class OptimiserTable(Config):
@@ -251,7 +260,23 @@ class PretrainTable(Config):
         return self
 
 
-StageTable = Annotated[PretrainTable | CollectTable | FinetuneTable | ReinforceTable, Field(discriminator="kind")]
+class RetokeniseTable(Config):
+    """Give a policy a tokenizer trained on a pool's tasks: shorter episodes for a small model in a foreign world."""
+
+    kind: Literal["retokenise"]
+    start: str = BASE
+    """``base`` or the stage whose checkpoint is carried over: its layers, and the embeddings by their text."""
+    pool: str = "train"
+    """Pool of the split whose texts the tokenizer learns from."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many tasks."""
+    vocabulary: int = Field(default=2048, ge=320)
+    """Tokens of the byte-level BPE tokenizer; fewer where the texts hold no more."""
+
+
+StageTable = Annotated[
+    PretrainTable | RetokeniseTable | CollectTable | FinetuneTable | ReinforceTable, Field(discriminator="kind")
+]
 
 
 class RowTable(Config):
@@ -340,8 +365,8 @@ class Recipe(Config):
                 if self.toolworld is None:
                     raise ValueError(f"stages.{name}: pretrain needs the [toolworld] world")
                 continue
-            start = stage.policy if stage.kind == "collect" else stage.start
-            if start not in trained and not (stage.kind == "collect" and start == "gold"):
+            start = stage.loaded if stage.kind == "collect" else stage.start
+            if start not in trained:
                 raise ValueError(
                     f"stages.{name}: {start!r} has no checkpoint; choose among {', '.join(sorted(trained))}"
                 )
@@ -355,6 +380,14 @@ class Recipe(Config):
         if len(set(names)) != len(names):
             raise ValueError("evaluate.rows: two rows have the same name")
         self.order()
+        for name, stage in self.stages.items():
+            for source in stage.data if stage.kind == "finetune" else ():
+                ours, theirs = self.tokenizer_of(name), self.tokenizer_of(source)
+                if ours != theirs:
+                    raise ValueError(
+                        f"stages.{name} trains with the tokenizer of {ours!r}, but stages.{source} is rendered with "
+                        f"that of {theirs!r}: set the latter's tokenizer, or explore with a policy that shares it"
+                    )
         return self
 
     @cached_property
@@ -371,7 +404,7 @@ class Recipe(Config):
         """The stages whose results a stage reads."""
         stage = self.stages[name]
         if stage.kind == "collect":
-            sources = [stage.policy]
+            sources = [stage.loaded]
         elif stage.kind == "pretrain":
             sources = []
         elif stage.kind == "finetune":
@@ -379,6 +412,15 @@ class Recipe(Config):
         else:
             sources = [stage.start]
         return [source for source in sources if source in self.stages]
+
+    def tokenizer_of(self, name: str) -> str:
+        """Where the tokenizer of a policy, or of a collect stage's episodes, comes from: ``base`` or a stage."""
+        stage = self.stages.get(name)
+        if stage is None:
+            return BASE
+        if stage.kind == "pretrain" or stage.kind == "retokenise":
+            return name
+        return self.tokenizer_of(stage.loaded if stage.kind == "collect" else stage.start)
 
     def order(self) -> list[str]:
         """Stages in an order in which each comes after what it needs; raises ValueError on a cycle."""

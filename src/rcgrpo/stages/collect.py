@@ -37,7 +37,7 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
         done += 1
         directory.progress(done, len(jobs))
 
-    policy = load_for_play(run, recipe, table.tokenizer if table.policy == GOLD else table.policy)
+    policy = load_for_play(run, recipe, table.loaded)
     player = player_for(recipe, policy)
     episodes = player.gold(jobs, progress) if table.policy == GOLD else player.policy(policy, jobs, progress)
     if table.policy == GOLD:
