@@ -35,6 +35,10 @@ GOLD = "gold"
 """Name of the policy that plays a task's gold calls."""
 
 
+class ModelFailure(Exception):
+    """The policy's model failed, not the world: no data to learn from, so it ends the run."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One episode to play."""
@@ -118,29 +122,39 @@ class _ScriptedRow:
         return Completion(ids[:max_new_tokens], [], stopped)
 
 
-async def play(job: Job, environment: Environment, open_row: OpenRow, codec: Codec, limits: RolloutTable) -> Episode:
+async def play(job: Job, suite: Suite, open_row: OpenRow, codec: Codec, limits: RolloutTable) -> Episode:
     """Play one episode to its end. Whatever the policy writes is data; the environment's own failure too."""
     record = _Recorder(job)
     try:
+        environment = suite.environment(job.task)
         first = environment.open_turn()
         record.messages = condition(first, job.token)
         prompt = opening(environment, first, codec, job.token)
+        if len(prompt) >= limits.episode_tokens:
+            record.stop = StopReason.LENGTH
+            return record.episode(prompt, environment)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  the world's failure is kept as data, not raised
-        return record.episode([], environment, error)
-    if len(prompt) >= limits.episode_tokens:
-        record.stop = StopReason.LENGTH
-        return record.episode(prompt, environment)
+        return record.failed([], [], error)
     async with open_row(prompt, job.sampling) as row:
         record.given(len(prompt))
         try:
             await _play_turns(record, row, environment, codec, limits)
-        except UserError:
+            return record.episode(row.ids, environment)
+        except (UserError, ModelFailure):
             raise
         except Exception as error:  # noqa: BLE001
-            return record.episode(row.ids, environment, error)
-        return record.episode(row.ids, environment)
+            return record.failed(row.ids, environment.verdicts, error)
+
+
+async def _generate(row: Row, budget: int) -> Completion:
+    try:
+        return await row.generate(budget)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelFailure(f"{type(error).__name__}: {error}") from error
 
 
 async def _play_turns(
@@ -154,7 +168,7 @@ async def _play_turns(
             if budget < 1:
                 stop = StopReason.LENGTH
                 break
-            completion = await row.generate(budget)
+            completion = await _generate(row, budget)
             closed = completion.stopped
             parsed = codec.parse(completion.ids)
             record.generated(completion)
@@ -229,10 +243,19 @@ class _Recorder:
         self.messages.append(message)
         self.steps.append(Step(turn=turn, message=message, failures=failures, calls=executed, truncated=truncated))
 
-    def episode(self, ids: Sequence[int], environment: Environment, error: Exception | None = None) -> Episode:
+    def failed(self, ids: Sequence[int], verdicts: Sequence[Verdict], error: Exception) -> Episode:
+        """The episode up to a failure of the environment."""
+        self.stop = StopReason.ERROR
+        kept = EpisodeError(type=type(error).__name__, message=str(error))
+        return self._episode(ids, verdicts, {}).model_copy(update={"error": kept})
+
+    def episode(self, ids: Sequence[int], environment: Environment) -> Episode:
+        """The finished episode."""
+        return self._episode(ids, environment.verdicts, environment.rewards())
+
+    def _episode(self, ids: Sequence[int], judged: Sequence[Verdict], rewards: dict[str, float]) -> Episode:
         job, task = self.job, self.job.task
-        verdicts = list(environment.verdicts)
-        verdicts += [Verdict(valid=False, reason="unreached") for _ in task.turns[len(verdicts) :]]
+        unreached = [Verdict(valid=False, reason="unreached") for _ in task.turns[len(judged) :]]
         mask = self.mask or [0] * len(ids)
         return Episode(
             task_id=task.id,
@@ -248,10 +271,9 @@ class _Recorder:
             token_ids=list(ids),
             loss_mask=mask,
             logprobs=self.logprobs,
-            verdicts=verdicts,
-            stop_reason=StopReason.ERROR if error else self.stop,
-            rewards={} if error else environment.rewards(),
-            error=EpisodeError(type=type(error).__name__, message=str(error)) if error else None,
+            verdicts=[*judged, *unreached],
+            stop_reason=self.stop,
+            rewards=rewards,
         )
 
 
@@ -296,8 +318,7 @@ class Player:
         return asyncio.run(play_all())
 
     async def _play(self, job: Job, open_row: OpenRow, name: str, done: Callable[[], None]) -> Episode:
-        environment = self.suite.environment(job.task)
-        episode = await play(job, environment, open_row, self.codec, self.limits)
+        episode = await play(job, self.suite, open_row, self.codec, self.limits)
         done()
         if episode.error is None and self.reward not in episode.rewards:
             raise UserError(f"reward = {self.reward!r}: this world has the terms {', '.join(episode.rewards)}")
