@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -26,11 +27,14 @@ def write_episodes(path: Path, episodes: Iterable[Episode]) -> int:
     # mtime=0 keeps the bytes of a compressed file a function of its content alone
     raw = partial.open("wb")
     stream = cast(IO[bytes], gzip.GzipFile("", "wb", fileobj=raw, mtime=0)) if path.suffix == ".gz" else raw
-    with raw, stream:
-        for episode in episodes:
-            stream.write(episode.model_dump_json().encode() + b"\n")
-            count += 1
-    os.replace(partial, path)
+    try:
+        with raw, stream:
+            for episode in episodes:
+                stream.write(episode.model_dump_json().encode() + b"\n")
+                count += 1
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
 
 
@@ -51,5 +55,5 @@ def read_episodes(path: Path) -> Iterator[Episode]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "line"
         raise UserError(f"{path}, line {complete + 1}: {where}: {first['msg']}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged after line {complete}: {error}") from error
