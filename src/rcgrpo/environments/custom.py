@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import random
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,8 @@ class CustomSuite:
             raise UserError(f"custom.environment = {config.environment!r} cannot be imported: {error}") from error
         if not (isinstance(self._class, type) and issubclass(self._class, Environment)):
             raise UserError(f"custom.environment = {config.environment!r} is not a subclass of rcgrpo's Environment")
+        if inspect.isabstract(self._class):
+            raise UserError(f"custom.environment = {config.environment!r} has to define start and check")
 
     @cached_property
     def _tasks(self) -> dict[str, Task]:
@@ -49,7 +52,10 @@ class CustomSuite:
         if not path.is_file():
             raise UserError(f"custom.tasks: no file at {path}")
         tasks: dict[str, Task] = {}
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        # as bytes: a line ends at a line feed alone, not at the other separators that a JSON string may hold
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
             try:
                 task = Task.model_validate_json(line)
             except ValidationError as error:

@@ -29,14 +29,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import jsonschema
-from transformers.utils.chat_template_utils import get_json_schema
+from transformers.utils.chat_template_utils import (
+    DocstringParsingException,
+    TypeHintParsingException,
+    get_json_schema,
+)
 
 from rcgrpo.environments.split import Split
 from rcgrpo.episodes.types import Call, ExecutedCall, Message, Task, Verdict
@@ -72,7 +76,10 @@ class ToolError(Exception):
 
 @cache
 def _reflect(function: Callable[..., Any]) -> tuple[Schema, jsonschema.Draft202012Validator]:
-    schema = get_json_schema(function)
+    try:
+        schema = get_json_schema(function)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise UserError(f"tool {function.__qualname__}: {error}; give each argument a type and a description") from error
     schema["function"].pop("return", None)
     parameters = {**schema["function"]["parameters"], "additionalProperties": False}
     return schema, jsonschema.Draft202012Validator(parameters)
@@ -90,7 +97,7 @@ def format_result(value: Any) -> str:
     return str(value)
 
 
-class Environment:
+class Environment(ABC):
     """The world of one episode. Subclass it; see the module's docstring.
 
     Attributes:
@@ -152,7 +159,7 @@ class Environment:
         """Every tool of this world by name, withheld ones included: by default the public methods."""
         table = {}
         for name, function in inspect.getmembers(type(self), inspect.isfunction):
-            if not name.startswith("_") and not hasattr(Environment, name):
+            if not name.startswith("_") and name not in dir(Environment):
                 schema, validator = _reflect(function)
                 table[name] = Tool(schema, getattr(self, name), validator)
         return table
@@ -194,8 +201,11 @@ class Environment:
         else:
             return tool.run(**call.arguments)
         try:
-            return await asyncio.wait_for(pending, self.call_timeout)
+            async with asyncio.timeout(self.call_timeout) as limit:
+                return await pending
         except TimeoutError:
+            if not limit.expired():
+                raise  # the tool's own
             raise ToolError(f"timed out after {self.call_timeout} s") from None
 
 
@@ -219,4 +229,6 @@ def tasks_of(suite: Suite, split: Split, pool: str, limit: int | None = None) ->
     """The tasks of a pool of a split, in order, at most ``limit``."""
     if pool not in split.pools:
         raise UserError(f"pool {pool!r} is not in the split; it has {', '.join(split.pools)}")
+    if not split.pools[pool]:
+        raise UserError(f"pool {pool!r} of the split is empty ({split.rule})")
     return [suite.task(task_id) for task_id in split.pools[pool][:limit]]
