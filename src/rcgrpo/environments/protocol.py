@@ -79,7 +79,9 @@ def _reflect(function: Callable[..., Any]) -> tuple[Schema, jsonschema.Draft2020
     try:
         schema = get_json_schema(function)
     except (DocstringParsingException, TypeHintParsingException) as error:
-        raise UserError(f"tool {function.__qualname__}: {error}; give each argument a type and a description") from error
+        raise UserError(
+            f"tool {function.__qualname__}: {error}; give each argument a type and a description"
+        ) from error
     schema["function"].pop("return", None)
     parameters = {**schema["function"]["parameters"], "additionalProperties": False}
     return schema, jsonschema.Draft202012Validator(parameters)
@@ -200,8 +202,9 @@ class Environment(ABC):
             pending = asyncio.to_thread(tool.run, **call.arguments)
         else:
             return tool.run(**call.arguments)
+        limit = asyncio.timeout(self.call_timeout)
         try:
-            async with asyncio.timeout(self.call_timeout) as limit:
+            async with limit:
                 return await pending
         except TimeoutError:
             if not limit.expired():
