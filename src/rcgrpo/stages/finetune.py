@@ -42,12 +42,12 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
 
     scorer = Scorer(policy.model, shared_prefix=False, checkpoint=recipe.model.gradient_checkpointing)
     trainer = Trainer(policy, scorer, table.optimiser, steps, directory)
-    trained = 0
+    if table.batch < trainer.world:
+        raise UserError(f"stages.{name}.batch = {table.batch} is less than the {trainer.world} processes: raise it")
     with trainer.interruptible():
         for step in range(trainer.resume(), steps):
             batch = draw(train, table.batch, step, recipe.seed)
             loss, count = train_step(trainer, batch, table.batch_tokens)
-            trained += count
             norm = trainer.step()
             if trainer.accelerator.is_main_process:
                 directory.metric(
@@ -58,6 +58,7 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     policy.model.eval()
     validation = mean_loss(trainer, held_out, table.batch_tokens) if held_out else None
     trainer.finish(directory.checkpoint)
+    trained = sum(m["tokens"] for m in directory.metrics())
     result: dict[str, float] = {"steps": steps, "episodes": len(train), "trained_tokens": trained}
     return result if validation is None else {**result, "validation_loss": validation}
 
@@ -102,9 +103,10 @@ def train_step(trainer: Trainer, batch: Sequence[Episode], batch_tokens: int) ->
     total = 0.0
     parts = _parts(mine, batch_tokens)
     for i, part in enumerate(parts):
-        loss = -trainer.scorer(_pack(part, trainer), 1.0).logprobs_BL.sum() / count
+        with trainer.part(last=i == len(parts) - 1):
+            loss = -trainer.scorer(_pack(part, trainer), 1.0).logprobs_BL.sum() / count
+            trainer.backward(loss)
         total += float(loss.detach())
-        trainer.backward(loss, last=i == len(parts) - 1)
     return trainer.total(total), count
 
 
@@ -119,6 +121,8 @@ def mean_loss(trainer: Trainer, episodes: Sequence[Episode], batch_tokens: int) 
 
 
 def _parts(episodes: Sequence[Episode], batch_tokens: int) -> list[list[Episode]]:
+    if not episodes:
+        return []
     ids, masks = [e.token_ids for e in episodes], [e.loss_mask for e in episodes]
     return [[episodes[i] for i in part] for part in microbatches(ids, masks, range(len(ids)), batch_tokens)]
 

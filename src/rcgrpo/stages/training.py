@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,7 +70,9 @@ class Trainer:
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(self.parameters, lr=table.lr, betas=table.betas, weight_decay=table.weight_decay)
         self.scorer, self.optimiser = self.accelerator.prepare(scorer, optimiser)
-        self.schedule = get_scheduler(table.schedule, optimiser, table.warmup, steps)
+        # transformers' plain "constant" takes no warm-up
+        schedule = "constant_with_warmup" if table.schedule == "constant" else table.schedule
+        self.schedule = get_scheduler(schedule, optimiser, table.warmup, steps)
         self._stop = False
 
     @property
@@ -81,15 +83,17 @@ class Trainer:
     def world(self) -> int:
         return self.accelerator.num_processes
 
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of this process's share; gradients are exchanged with the ``last`` one."""
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a part: gradients are exchanged in the ``last`` one.
+
+        Processes may have different numbers of parts, so none but the last may wait for the others.
+        """
+        return nullcontext() if last else self.accelerator.no_sync(self.scorer)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of this process's share of the loss."""
         # wrapped modules average over processes, but the shares are to be summed
-        scaled = loss * self.world
-        if last:
-            self.accelerator.backward(scaled)
-        else:
-            with self.accelerator.no_sync(self.scorer):
-                self.accelerator.backward(scaled)
+        self.accelerator.backward(loss * self.world)
 
     def total(self, value: float) -> float:
         """Sum of a number over all processes."""
@@ -112,7 +116,7 @@ class Trainer:
         """Load the last resume point; return the number of batches already done."""
         path = self.directory.resume / "state.pt"
         if not path.is_file():
-            self.directory.rewind(0)
+            self._rewind(0)
             return 0
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         with torch.no_grad():
@@ -120,8 +124,12 @@ class Trainer:
                 parameter.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
-        self.directory.rewind(state["done"])
+        self._rewind(state["done"])
         return state["done"]
+
+    def _rewind(self, done: int) -> None:
+        if self.accelerator.is_main_process:
+            self.directory.rewind(done)
 
     def save(self, done: int) -> None:
         """Write a resume point after ``done`` batches."""

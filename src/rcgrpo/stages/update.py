@@ -41,8 +41,9 @@ class PolicyUpdate:
         # a world that failed says nothing about the policy; an episode without a generated token has no gradient
         usable = [e for e in episodes if e.error is None and e.logprobs]
         if not usable:
-            first = next(e.error for e in episodes if e.error)
-            raise RuntimeError(f"every episode of the batch failed; the first: {first.type}: {first.message}")
+            first = episodes[0].error
+            why = f"{first.type}: {first.message}" if first else "its prompt is longer than rollout.episode_tokens"
+            raise RuntimeError(f"no episode of the batch has a generated token; the first: {why}")
         groups = list(dict.fromkeys(e.group_id for e in usable))
         advantages_B = self._advantages(usable)
         flat_B = zero_variance(torch.tensor([e.reward for e in usable]), [e.group_id for e in usable])
@@ -103,24 +104,25 @@ class PolicyUpdate:
             if table.beta:
                 scorer = trainer.accelerator.unwrap_model(trainer.scorer)
                 ref_BL = reference_scores(scorer, batch, table.temperature, self.reference).logprobs_BL
-            scores = trainer.scorer(batch, table.temperature)
-            device = scores.logprobs_BL.device
-            loss = rc_grpo_loss(
-                scores.logprobs_BL,
-                old_BL,
-                ref_BL,
-                advantages_B[rows].to(device),
-                batch.mask_BL,
-                beta=table.beta,
-                clip_low=table.clip_low,
-                clip_high=table.clip_high,
-                aggregation=table.aggregate,
-                max_length=self.max_length,
-                zero_variance=table.zero_variance,
-                flat_B=flat_B[rows].to(device),
-                denominator=denominator,
-            )
-            trainer.backward(loss.loss, last=number == len(parts) - 1)
+            with trainer.part(last=number == len(parts) - 1):
+                scores = trainer.scorer(batch, table.temperature)
+                device = scores.logprobs_BL.device
+                loss = rc_grpo_loss(
+                    scores.logprobs_BL,
+                    old_BL,
+                    ref_BL,
+                    advantages_B[rows].to(device),
+                    batch.mask_BL,
+                    beta=table.beta,
+                    clip_low=table.clip_low,
+                    clip_high=table.clip_high,
+                    aggregation=table.aggregate,
+                    max_length=self.max_length,
+                    zero_variance=table.zero_variance,
+                    flat_B=flat_B[rows].to(device),
+                    denominator=denominator,
+                )
+                trainer.backward(loss.loss)
             loss_sum += float(loss.loss.detach())
             figures.append(
                 token_diagnostics(
