@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -123,20 +124,31 @@ class RunDirectory:
         for name in redo:
             if name not in recipe.stages:
                 raise UserError(f"--redo {name}: the recipe has no such stage; it has {', '.join(recipe.stages)}")
+        forgotten = recipe.with_followers(redo)
         for name in recipe.order():
-            record = self.stage(name).record
-            stale = record is not None and record["digest"] != recipe.digest(name)
-            if stale and name not in redo and not any(need in redo for need in recipe.needs(name)):
+            digest = self._digest_of(name)
+            if digest not in (None, recipe.digest(name)) and name not in forgotten:
                 raise UserError(
-                    f"{self.path}: stage {name!r} was done with another configuration; "
+                    f"{self.path}: stage {name!r} was done or begun with another configuration; "
                     f"choose another --out, or give --redo {name} to do it and what follows from it again"
                 )
+        folders = [self.evaluation(row.row) for row in recipe.evaluate.rows]
+        for row, folder in zip(recipe.evaluate.rows, folders, strict=True):
+            if folders.count(folder) > 1:
+                raise UserError(f"evaluate.rows: {row.row!r} and another row would share {folder}; rename one")
         split = recipe.suite.split()
         if self.split_path.is_file() and Split.load(self.split_path).sha256 != split.sha256:
             raise UserError(f"{self.path} was made with another split; choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         split.save(self.split_path)
         write_json(self.path / "config.json", recipe.model_dump(mode="json"))
+
+    def _digest_of(self, name: str) -> str | None:
+        """Digest of the configuration that a stage was done with, or begun if it has a resume point."""
+        stage = self.stage(name)
+        if stage.record is not None:
+            return stage.record["digest"]
+        return self.recipe().digest(name) if (stage.resume / "state.pt").is_file() else None
 
     def recipe(self) -> Recipe:
         """The resolved recipe that the run was prepared with."""
@@ -168,16 +180,11 @@ class RunDirectory:
 def provenance(seed: int) -> dict[str, Any]:
     """What a reader needs to know about where figures came from."""
     names = ("rcgrpo", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = shutil.which("git") and subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},
-        "commit": commit.stdout.strip() or None,
+        "commit": (git and git.stdout.strip()) or None,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -7,6 +7,9 @@ A stage runs as ``rcgrpo stage RUN_DIR NAME``: its memory is freed when it ends,
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -96,7 +99,11 @@ class _Work:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         with self.directory.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*launcher, "-m", "rcgrpo", *self.arguments], stdout=log, stderr=log, env=environment
+                [*launcher, "-m", "rcgrpo", *self.arguments],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # the terminal's Ctrl-C comes to us alone, which pass it on once
             )
 
 
@@ -113,7 +120,7 @@ def plan(run: RunDirectory, recipe: Recipe, processes: int = 1) -> list[_Work]:
             arguments=["stage", str(run.path), name],
             directory=run.stage(name),
             after={need for need in recipe.needs(name) if need in left},
-            processes=1 if recipe.stages[name].kind in ("collect", "retokenise") else processes,
+            processes=processes if recipe.stages[name].kind in ("finetune", "reinforce") else 1,
         )
         for name in left
     ]
@@ -131,15 +138,13 @@ def plan(run: RunDirectory, recipe: Recipe, processes: int = 1) -> list[_Work]:
 
 
 def forget(run: RunDirectory, recipe: Recipe, redo: list[str]) -> None:
-    """Unmark stages to be done again, and all that follows from them."""
-    stale = set(redo)
-    for name in recipe.order():
-        if any(need in stale for need in recipe.needs(name)):
-            stale.add(name)
+    """Remove the results of stages to be done again, and of all that follows from them."""
+    stale = recipe.with_followers(redo)
     for name in stale:
-        folder = run.stage(name)
-        for path in (folder.path / "stage.json", folder.resume / "state.pt"):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(run.stage(name).path, ignore_errors=True)
+    for row in recipe.evaluate.rows:
+        if row.policy in stale:
+            (run.evaluation(row.row) / "result.json").unlink(missing_ok=True)
 
 
 def run_recipe(
@@ -169,11 +174,10 @@ def run_recipe(
                 running.remove(work)
                 _check_exit(work, code)
                 done.add(work.title)
-    except (KeyboardInterrupt, UserError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    finally:
         _wind_down(running)
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted from None
-        raise
     table = [finished_row(run, recipe, row) for row in recipe.evaluate.rows]
     rows = [row for row in table if row is not None]
     write_json(run.table_path, rows)
@@ -185,25 +189,26 @@ def _check_exit(work: _Work, code: int) -> None:
         return
     if code == INTERRUPTED:
         raise KeyboardInterrupt
-    log = work.directory.log.read_text(errors="replace").strip().splitlines()
+    log = work.directory.log.read_text(errors="replace").strip()
     if code == 2:
-        said = log[-1].removeprefix("error: ") if log else "no message"
-        raise UserError(f"{work.title}: {said}")
-    tail = "\n".join(log[-15:])
+        raise UserError(f"{work.title}: {re.split('^error: ', log, flags=re.MULTILINE)[-1]}")
+    tail = "\n".join(log.splitlines()[-15:])
     raise RuntimeError(f"{work.title} failed with exit code {code}; the end of {work.directory.log}:\n{tail}")
 
 
 def _wind_down(running: list[_Work]) -> None:
-    """Ask what still runs to stop at its next resume point, and wait for it."""
-    for work in running:
-        if work.process is not None and work.process.poll() is None:
-            work.process.send_signal(2)
-    for work in running:
-        if work.process is not None:
-            try:
-                work.process.wait(timeout=120)
-            except subprocess.TimeoutExpired:
-                work.process.kill()
+    """Ask what still runs to stop at its next resume point, and wait for it; a second Ctrl-C waits no longer."""
+    processes = [work.process for work in running if work.process is not None]
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    try:
+        for process in processes:
+            process.wait(timeout=120)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def default_jobs(recipe: Recipe) -> int:
