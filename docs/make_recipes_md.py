@@ -21,6 +21,11 @@ from rcgrpo.environments.toolworld.config import ToolWorldConfig
 
 PAGE = Path(__file__).with_name("recipes.md")
 
+STAGES = tuple(
+    (f'`[stages.NAME]`, `kind = "{get_args(model.model_fields["kind"].annotation)[0]}"`', model)
+    for model in get_args(get_args(config.StageTable)[0])
+)
+
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The recipe itself", config.Recipe),
     ("`[toolworld]`", ToolWorldConfig),
@@ -30,10 +35,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[model.lora]`", config.LoraTable),
     ("`[chat]`", config.ChatTable),
     ("`[rollout]`", config.RolloutTable),
-    ('`[stages.NAME]`, `kind = "pretrain"`', config.PretrainTable),
-    ('`[stages.NAME]`, `kind = "collect"`', config.CollectTable),
-    ('`[stages.NAME]`, `kind = "finetune"`', config.FinetuneTable),
-    ('`[stages.NAME]`, `kind = "reinforce"`', config.ReinforceTable),
+    *STAGES,
     ("`sampler` and `probe`", TokenSampler),
     ("`[stages.NAME.optimiser]`", config.OptimiserTable),
     ("`[evaluate]`", config.EvaluateTable),
