@@ -73,9 +73,8 @@ def run(
     recipe = load_recipe(recipe_path, overrides)
     directory = RunDirectory(out or Path("runs") / recipe.name)
     if dry_run:
-        started = (directory.path / "config.json").is_file()
-        rows = [f"evaluate {row.row}" for row in recipe.evaluate.rows]
-        steps = [work.title for work in plan(directory, recipe)] if started else [*recipe.order(), *rows]
+        directory.check(recipe, redo or [])
+        steps = [work.title for work in plan(directory, recipe, redo=redo or [])]
         log.print_json(recipe.model_dump_json(exclude_none=True))
         log.print(f"run directory: {directory.path}\nto do: {', '.join(steps) or 'nothing'}", highlight=False)
         emit({"run_dir": str(directory.path), "plan": steps}, as_json=as_json)
@@ -172,12 +171,12 @@ def replay(
     from rcgrpo.stages.evaluate import summarise
 
     recipe = load_recipe(recipe_path, overrides)
-    rescored, changed = asyncio.run(rescore(recipe.suite, episodes))
+    rescored, changed = asyncio.run(rescore(recipe.suite, episodes, recipe.reward))
     if not rescored:
         raise UserError(f"{episodes} holds no episodes")
     result = {**summarise(rescored), "row": str(episodes), "changed": len(changed)}
     print_table([result], log)
-    log.print(f"{len(changed)} of {len(rescored)} episodes changed their verdict")
+    log.print(f"{len(changed)} of {len(rescored)} episodes changed their verdict or reward")
     emit(result, as_json=as_json)
 
 

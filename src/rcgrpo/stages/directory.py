@@ -120,7 +120,14 @@ class RunDirectory:
         return cls(path)
 
     def prepare(self, recipe: Recipe, redo: list[str]) -> None:
-        """Create the directory or check that it belongs to this recipe; then note config, split and provenance."""
+        """Create the directory or check that it belongs to this recipe; then note config and split."""
+        self.check(recipe, redo)
+        self.path.mkdir(parents=True, exist_ok=True)
+        recipe.suite.split().save(self.split_path)
+        write_json(self.path / "config.json", recipe.model_dump(mode="json"))
+
+    def check(self, recipe: Recipe, redo: list[str]) -> None:
+        """Raises :class:`UserError` where the directory holds results of another recipe."""
         for name in redo:
             if name not in recipe.stages:
                 raise UserError(f"--redo {name}: the recipe has no such stage; it has {', '.join(recipe.stages)}")
@@ -136,12 +143,8 @@ class RunDirectory:
         for row, folder in zip(recipe.evaluate.rows, folders, strict=True):
             if folders.count(folder) > 1:
                 raise UserError(f"evaluate.rows: {row.row!r} and another row would share {folder}; rename one")
-        split = recipe.suite.split()
-        if self.split_path.is_file() and Split.load(self.split_path).sha256 != split.sha256:
+        if self.split_path.is_file() and self.split().sha256 != recipe.suite.split().sha256:
             raise UserError(f"{self.path} was made with another split; choose another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        split.save(self.split_path)
-        write_json(self.path / "config.json", recipe.model_dump(mode="json"))
 
     def _digest_of(self, name: str) -> str | None:
         """Digest of the configuration that a stage was done with, or begun if it has a resume point."""

@@ -15,6 +15,7 @@ from rcgrpo.config import EvaluateTable, Recipe, RowTable
 from rcgrpo.environments.protocol import Suite, tasks_of
 from rcgrpo.episodes.store import read_episodes, write_episodes
 from rcgrpo.episodes.types import Call, Episode, RewardToken, Sampling, Task, Verdict
+from rcgrpo.errors import UserError
 from rcgrpo.policy.load import Policy
 from rcgrpo.stages.directory import RunDirectory, read_json, write_json
 from rcgrpo.stages.rollout import Job, Player
@@ -111,7 +112,7 @@ def row_digest(recipe: Recipe, row: RowTable) -> str:
     """What decides a row's result, so that a changed evaluation is not taken for done."""
     policy = recipe.digest(row.policy) if row.policy in recipe.stages else recipe.model.model_dump_json()
     settings = recipe.evaluate.model_dump_json(exclude={"rows"})
-    limits = recipe.rollout.model_dump_json() + recipe.chat.model_dump_json()
+    limits = recipe.rollout.model_dump_json() + recipe.chat.model_dump_json() + recipe.reward
     return f"{policy}/{seed_of(row.model_dump_json(), settings, limits, recipe.seed):x}"
 
 
@@ -124,28 +125,41 @@ def finished_row(run: RunDirectory, recipe: Recipe, row: RowTable) -> dict[str, 
     return result if result.pop("digest", None) == row_digest(recipe, row) else None
 
 
-async def _replay(suite: Suite, episode: Episode) -> list[Verdict]:
+async def _replay(suite: Suite, episode: Episode, reward: str) -> Episode:
     environment = suite.environment(suite.task(episode.task_id))
-    for turn in range(max((step.turn for step in episode.steps), default=-1) + 1):
+    turns = len(environment.task.turns)
+    played = max((step.turn for step in episode.steps), default=-1) + 1
+    if played > turns:
+        raise UserError(f"episode of {episode.task_id}: a step of turn {played}, but the task has {turns}")
+    for turn in range(played):
         environment.open_turn()
         for step in episode.steps:
             if step.turn == turn:
                 for executed in step.calls:
                     await environment.call(Call(name=executed.call.name, arguments=executed.call.arguments))
         environment.close_turn()
-    missing = len(environment.task.turns) - len(environment.verdicts)
-    return [*environment.verdicts, *[Verdict(valid=False, reason="unreached")] * missing]
+    unreached = [Verdict(valid=False, reason="unreached")] * (turns - played)
+    rewards = environment.rewards()
+    if reward not in rewards:
+        raise UserError(f"reward = {reward!r}: this world has the terms {', '.join(rewards)}")
+    again = {"verdicts": [*environment.verdicts, *unreached], "rewards": rewards, "reward": rewards[reward]}
+    return episode.model_copy(update=again)
 
 
-async def replay(suite: Suite, path: Path) -> tuple[list[Episode], list[Episode]]:
-    """Re-run the saved calls of a file in fresh worlds, without a model.
+async def replay(suite: Suite, path: Path, reward: str = "success") -> tuple[list[Episode], list[Episode]]:
+    """Re-run the saved calls of a file in fresh worlds, without a model; ``reward`` is the recipe's reward term.
 
-    Returns the episodes with new verdicts, and those whose success differs from what was saved.
+    Returns the episodes with new verdicts and rewards, and those of them where these differ from what was saved.
+    Episodes that ended in a failure of the world are kept as they are: they have no verdict to check.
     """
     rescored, changed = [], []
     for episode in read_episodes(path):
-        again = episode.model_copy(update={"verdicts": await _replay(suite, episode)})
+        again = episode if episode.error else await _replay(suite, episode, reward)
         rescored.append(again)
-        if again.success != episode.success:
+        if _judgement(again) != _judgement(episode):
             changed.append(again)
     return rescored, changed
+
+
+def _judgement(episode: Episode) -> tuple[list[bool], dict[str, float], float]:
+    return [v.valid for v in episode.verdicts], episode.rewards, episode.reward

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,9 +111,10 @@ Watcher = Callable[[str, int, int], None]
 """Called with (title, done, total) while work goes on."""
 
 
-def plan(run: RunDirectory, recipe: Recipe, processes: int = 1) -> list[_Work]:
-    """The work that is left: stages not done, rows not measured."""
-    left = [name for name in recipe.order() if run.stage(name).record is None]
+def plan(run: RunDirectory, recipe: Recipe, processes: int = 1, redo: Sequence[str] = ()) -> list[_Work]:
+    """The work that is left: stages not done or to be done again, rows not measured."""
+    again = recipe.with_followers(redo)
+    left = [name for name in recipe.order() if name in again or run.stage(name).record is None]
     work = [
         _Work(
             title=name,
@@ -125,7 +126,7 @@ def plan(run: RunDirectory, recipe: Recipe, processes: int = 1) -> list[_Work]:
         for name in left
     ]
     for row in recipe.evaluate.rows:
-        if finished_row(run, recipe, row) is None:
+        if row.policy in left or finished_row(run, recipe, row) is None:
             work.append(
                 _Work(
                     title=f"evaluate {row.row}",
