@@ -54,9 +54,10 @@ class BfclEnvironment(Environment):
         self._merged = bool(data.get("merged", False))
         turns = self.task.turns
         revealed = {name: index for index, turn in enumerate(turns) for name in turn.reveals}
-        self._needed_early = {
+        early = {
             call.name for index, turn in enumerate(turns) for call in turn.gold if index < revealed.get(call.name, 0)
         }
+        self._callable_from = {} if self._withheld_callable else {n: t for n, t in revealed.items() if n not in early}
 
     def tools(self) -> dict[str, Tool]:
         """Every function of the involved classes, in BFCL's order; ``done`` in the merged-turn protocol.
@@ -82,7 +83,7 @@ class BfclEnvironment(Environment):
             raise ToolError("the task was already declared done")
         if self._merged and call.name == DONE.name:
             return self._declare_done(**call.arguments)
-        if not self._withheld_callable and call.name in self.withheld() - self._needed_early:
+        if self.turn < self._callable_from.get(call.name, 0):
             raise ToolError(f"name {call.name[:80]!r} is not defined")
         return self._world.run(call.name, call.arguments)
 

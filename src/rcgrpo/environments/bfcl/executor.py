@@ -35,6 +35,8 @@ MAX_DIGITS = 4300
 """CPython's own limit for turning an integer into text."""
 MAX_BITS = int(MAX_DIGITS / math.log10(2)) + 1
 """Any integer with more bits has more than MAX_DIGITS digits."""
+MAX_PLAIN = 1 << 63
+"""Integers below it need no look at their digits."""
 MAX_PRECISION = 1000
 """Digits asked of ``logarithm`` and ``square_root``; gold asks for at most 10."""
 MAX_FILES = 20_000
@@ -73,7 +75,10 @@ class World:
         method = self._table.get(name)
         if method is None:
             raise ToolError(f"name {name[:80]!r} is not defined")
-        given = {key: _checked(value) for key, value in _within_limits(arguments).items()}
+        given = _own(arguments)
+        if name not in _SPECIAL:
+            return format_result(method(**given))
+        given = dict(given)  # what follows changes it
         for key in _mutable_defaults(method.__func__):
             given.setdefault(key, [])
         if name in ("cp", "mv"):
@@ -149,6 +154,20 @@ def _too_large(*roots: Any) -> bool:
     return False
 
 
+def _own(arguments: Arguments) -> Arguments:
+    """The arguments as the API may have them: within the limits, nothing shared with the episode's record."""
+    for value in arguments.values():
+        kind = type(value)
+        if kind is str:
+            if len(value) > MAX_TEXT:
+                break
+        elif kind is not bool and value is not None and not (kind is int and -MAX_PLAIN < value < MAX_PLAIN):
+            break
+    else:  # most calls hold nothing but short texts and small numbers
+        return arguments if len(arguments) < MAX_ITEMS else _within_limits(arguments)
+    return {key: _checked(value) for key, value in _within_limits(arguments).items()}
+
+
 def _within_limits(arguments: Arguments) -> Arguments:
     stack: list[tuple[Any, int]] = [(arguments, 0)]
     seen = 0
@@ -216,3 +235,5 @@ _GUARDS: dict[str, Callable[[Arguments], None]] = {
     "square_root": _guard_precision,
     "round_number": _guard_round,
 }
+_SPECIAL = frozenset({*_GUARDS, "cp", "mv", "post_tweet"})
+"""Functions that are not just called: see :meth:`World.run`."""
