@@ -85,6 +85,14 @@ def test_recipes_that_are_named_exist(page):
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_grpo_and_rc_grpo_of_a_recipe_differ_in_start_and_sampler_only(path):
+    """What the README calls a matched stage 2."""
+    tables = [s for s in load_recipe(path).stages.values() if s.kind == "reinforce"]
+    settings = {t.model_dump_json(exclude={"start", "sampler"}) for t in tables}
+    assert len(settings) <= 1
+
+
 def test_the_checks_see_what_is_wrong():
     assert broken_links("[a](docs/none.md) [b](README.md) [c](https://x.y/z)", ROOT) == ["docs/none.md"]
     assert wrong_commands("`rcgrpo fly`, `rcgrpo run a.toml --dry-run`") == ["rcgrpo fly"]
