@@ -57,6 +57,8 @@ class Trainer:
 
     ``steps`` is the number of optimiser steps of the whole stage. Under several processes the module is
     wrapped by accelerate; losses handed to :meth:`backward` are each process's share of one sum.
+    ``masters`` are what the optimiser steps on: each trained parameter itself, or its float32 copy where it is
+    held in less (bfloat16): a small step would be rounded away there. After each step the copies are rounded back.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class Trainer:
             raise UserError(f"{expected} processes were launched but accelerate runs {self.accelerator.num_processes}")
         self.policy, self.table, self.directory = policy, table, directory
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(self.parameters, lr=table.lr, betas=table.betas, weight_decay=table.weight_decay)
+        self.masters = [p if p.dtype.itemsize >= 4 else p.detach().float().requires_grad_() for p in self.parameters]
+        optimiser = torch.optim.AdamW(self.masters, lr=table.lr, betas=table.betas, weight_decay=table.weight_decay)
         self.scorer, self.optimiser = self.accelerator.prepare(scorer, optimiser)
         # transformers' plain "constant" takes no warm-up
         schedule = "constant_with_warmup" if table.schedule == "constant" else table.schedule
@@ -102,13 +105,26 @@ class Trainer:
 
     def step(self) -> float:
         """Clip, update, and return the gradient's norm before clipping. A norm that is not finite is an error."""
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.table.max_grad_norm))  # pyright: ignore
+        for parameter, master in self._copies():
+            if parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
+        norm = float(self.accelerator.clip_grad_norm_(self.masters, self.table.max_grad_norm))  # pyright: ignore
         if not torch.isfinite(torch.tensor(norm)):
             raise FloatingPointError(f"gradient norm is {norm}: lower the learning rate (now {self.table.lr})")
         self.optimiser.step()
         self.schedule.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self._round_back()
         return norm
+
+    def _copies(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Parameters held in less than float32, each with its copy."""
+        return [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+
+    @torch.no_grad()
+    def _round_back(self) -> None:
+        for parameter, master in self._copies():
+            parameter.copy_(master)
 
     # -- resume points
 
@@ -120,8 +136,9 @@ class Trainer:
             return 0
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
+            for master, saved in zip(self.masters, state["masters"], strict=True):
+                master.copy_(saved)
+        self._round_back()
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self._rewind(state["done"])
@@ -138,7 +155,7 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
             state = {
                 "done": done,
-                "parameters": [p.detach() for p in self.parameters],
+                "masters": [m.detach() for m in self.masters],
                 "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.state_dict(),
             }
