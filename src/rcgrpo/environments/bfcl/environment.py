@@ -83,7 +83,7 @@ class BfclEnvironment(Environment):
             raise ToolError("the task was already declared done")
         if self._merged and call.name == DONE.name:
             return self._declare_done(**call.arguments)
-        if self.turn < self._callable_from.get(call.name, 0):
+        if self.turn < self._callable_from.get(call.name, -1):
             raise ToolError(f"name {call.name[:80]!r} is not defined")
         return self._world.run(call.name, call.arguments)
 
