@@ -74,8 +74,23 @@ class ChatTable(Config):
     """``special``: the reward tokens become single trained tokens. ``text``: the model reads them as plain text."""
 
 
+class VllmTable(Config):
+    """A running vLLM server that generates instead of the embedded engine (docs/vllm.md; untested on hardware)."""
+
+    model: str
+    """Name under which it serves the model."""
+    folder: str = Field(pattern="^/")
+    """Absolute path where weights are handed over; this process writes there, the server reads."""
+    url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://\S+$")
+    """Where it listens."""
+    sync: Literal["weights", "adapter"] = "weights"
+    """What is handed over after an update. ``weights``: a checkpoint, adapters merged. ``adapter``: LoRA alone."""
+    timeout: float = Field(default=600, gt=0)
+    """Seconds that one message, or loading the weights, may take."""
+
+
 class RolloutTable(Config):
-    """Limits of an episode."""
+    """Limits of an episode, and who generates it."""
 
     steps_per_turn: int = Field(default=21, ge=1)
     """Assistant messages per user turn before the episode is cut (21: what the official harness executes)."""
@@ -87,6 +102,16 @@ class RolloutTable(Config):
     """Episodes generated at the same time."""
     malformed_call: Literal["report", "end_turn"] = "report"
     """``report``: the policy reads what was wrong and goes on. ``end_turn``: as the official harness does."""
+    backend: Literal["engine", "vllm"] = "engine"
+    """``engine``: the embedded one. ``vllm``: the server that ``vllm`` names."""
+    vllm: VllmTable | None = None
+    """The server; for backend = "vllm" only."""
+
+    @model_validator(mode="after")
+    def _server_is_used(self) -> RolloutTable:
+        if (self.backend == "vllm") != (self.vllm is not None):
+            raise ValueError("backend = 'vllm' and the table [rollout.vllm] need each other: give both or neither")
+        return self
 
 
 class CollectTable(Config):
@@ -109,6 +134,8 @@ class CollectTable(Config):
     """Nucleus of the exploration."""
     keep: Literal["all", "successes", "failures"] = "all"
     """Which episodes to keep, by the recipe's reward."""
+    oversize: Literal["error", "skip"] = "error"
+    """Gold only, where an answer does not fit the limits of an episode. ``skip``: leave it out, and count it."""
 
     @model_validator(mode="after")
     def _gold_is_one(self) -> CollectTable:
@@ -116,6 +143,8 @@ class CollectTable(Config):
             raise ValueError("policy = 'gold' is deterministic and always succeeds: remove samples and keep")
         if self.policy != "gold" and self.tokenizer != BASE:
             raise ValueError("tokenizer is for policy = 'gold': a policy plays with its own; remove it")
+        if self.policy != "gold" and self.oversize != "error":
+            raise ValueError("oversize is for policy = 'gold': an exploration may end at a limit; remove it")
         return self
 
     @property
@@ -356,6 +385,24 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _server_can(self) -> Recipe:
+        server = self.rollout.vllm
+        if server is None:
+            return self
+        if server.sync == "adapter" and (self.model.lora is None or self.chat.reward_tokens == "special"):
+            raise ValueError(
+                "rollout.vllm.sync = 'adapter' needs [model.lora] and chat.reward_tokens = 'text': vLLM's adapters "
+                "hold no trained tokens; or set sync = 'weights'"
+            )
+        for where, table in [("evaluate", self.evaluate), *((f"stages.{n}", s) for n, s in self.stages.items())]:
+            if isinstance(table, EvaluateTable | CollectTable | ReinforceTable) and table.top_p < 1:
+                raise ValueError(
+                    f"{where}.top_p = {table.top_p}: with backend = 'vllm' it has to be 1, because vLLM gives "
+                    f"log-probabilities over the nucleus only"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _references_resolve(self) -> Recipe:
         trained = {BASE} | {name for name, stage in self.stages.items() if stage.kind != "collect"}
         collected = set(self.stages) - trained
@@ -444,7 +491,9 @@ class Recipe(Config):
     def digest(self, name: str) -> str:
         """Hash of all that decides a stage's result: its table, what it needs, model, world, chat, limits, seed."""
         content = self.model_dump(
-            mode="json", include={"seed", "reward", "toolworld", "bfcl", "custom", "model", "chat", "rollout"}
+            mode="json",
+            include={"seed", "reward", "toolworld", "bfcl", "custom", "model", "chat", "rollout"},
+            exclude={"rollout": {"vllm"}},  # where a server is decides nothing
         )
         content["stage"] = self.stages[name].model_dump(mode="json")
         content["needs"] = [self.digest(source) for source in self.needs(name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rcgrpo.config import CollectTable, Recipe
 from rcgrpo.environments.protocol import tasks_of
 from rcgrpo.episodes.store import write_episodes
-from rcgrpo.episodes.types import Episode, Sampling
+from rcgrpo.episodes.types import Episode, Sampling, StopReason
 from rcgrpo.errors import UserError
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.rollout import GOLD, Job
@@ -40,6 +40,9 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
     policy = load_for_play(run, recipe, table.loaded)
     player = player_for(recipe, policy)
     episodes = player.gold(jobs, progress) if table.policy == GOLD else player.policy(policy, jobs, progress)
+    oversize = {e.task_id for e in episodes if e.stop_reason in (StopReason.LENGTH, StopReason.STEP_LIMIT)}
+    if table.oversize == "skip":
+        episodes = [e for e in episodes if e.task_id not in oversize]
     if table.policy == GOLD:
         _check_gold(episodes)
     wanted = {"all": lambda e: True, "successes": lambda e: e.reward >= 1, "failures": lambda e: e.reward < 1}
@@ -48,11 +51,13 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
         raise UserError(f"stage {name!r} kept none of {len(episodes)} episodes (keep = {table.keep!r})")
     write_episodes(directory.episodes, kept)
     counts = {
-        "played": len(episodes),
+        "played": len(jobs),
         "kept": len(kept),
         "successes": sum(e.reward >= 1 for e in kept),
         "errors": sum(e.error is not None for e in episodes),
     }
+    if table.oversize == "skip":
+        counts["oversize"] = len(oversize)
     directory.metric(step=0, **counts, tokens=sum(len(e.token_ids) for e in kept))
     return counts
 
@@ -64,5 +69,6 @@ def _check_gold(episodes: list[Episode]) -> None:
             why = episode.error or next((v for v in episode.verdicts if not v.valid), None)
             raise UserError(
                 f"the gold answer of {episode.task_id} does not succeed ({episode.stop_reason}; {why}); "
-                f"if it stopped for length, raise rollout.episode_tokens or rollout.step_tokens"
+                f"if it stopped at a limit, raise rollout.episode_tokens, step_tokens or steps_per_turn, "
+                f"or leave such tasks out with oversize = 'skip'"
             )
