@@ -35,6 +35,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[model.lora]`", config.LoraTable),
     ("`[chat]`", config.ChatTable),
     ("`[rollout]`", config.RolloutTable),
+    ("`[rollout.vllm]`", config.VllmTable),
     *STAGES,
     ("`sampler` and `probe`", TokenSampler),
     ("`[stages.NAME.optimiser]`", config.OptimiserTable),
