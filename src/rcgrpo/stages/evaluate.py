@@ -112,7 +112,7 @@ def row_digest(recipe: Recipe, row: RowTable) -> str:
     """What decides a row's result, so that a changed evaluation is not taken for done."""
     policy = recipe.digest(row.policy) if row.policy in recipe.stages else recipe.model.model_dump_json()
     settings = recipe.evaluate.model_dump_json(exclude={"rows"})
-    limits = recipe.rollout.model_dump_json() + recipe.chat.model_dump_json() + recipe.reward
+    limits = recipe.rollout.model_dump_json(exclude={"vllm"}) + recipe.chat.model_dump_json() + recipe.reward
     return f"{policy}/{seed_of(row.model_dump_json(), settings, limits, recipe.seed):x}"
 
 

@@ -58,6 +58,7 @@ def reinforce(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
             started = time.monotonic()
             jobs = draw_jobs(tasks, table, step, recipe.seed, trainer.rank, trainer.world)
             policy.model.eval()
+            player.sync(policy, trainer.accelerator)
             episodes = player.policy(policy, jobs)
             played = time.monotonic()
             measured = update(episodes)

@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from accelerate import Accelerator
 
 from rcgrpo.codec.codec import Codec
 from rcgrpo.conditioning import condition
@@ -30,6 +32,10 @@ from rcgrpo.episodes.types import (
 from rcgrpo.errors import UserError
 from rcgrpo.policy.engine import Completion, Engine
 from rcgrpo.policy.load import Policy
+
+if TYPE_CHECKING:
+    from rcgrpo.policy.vllm import VllmEngine
+    from rcgrpo.policy.vllm_server import VllmServer
 
 GOLD = "gold"
 """Name of the policy that plays a task's gold calls."""
@@ -286,6 +292,8 @@ class Player:
     limits: RolloutTable
     reward: str
     """Name of the reward term that becomes ``Episode.reward``."""
+    server: VllmServer | None = None
+    """Generates instead of the embedded engine."""
 
     def gold(self, jobs: Sequence[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
         """Play gold answers."""
@@ -303,19 +311,38 @@ class Player:
         return asyncio.run(play_all())
 
     def policy(self, policy: Policy, jobs: Iterable[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
-        """Sample the policy on all jobs at once; results in the jobs' order."""
+        """Sample the policy on all jobs at once; results in the jobs' order. After an update: :meth:`sync` first."""
+        if self.server is not None and self.server.version is None:
+            self.sync(policy)
 
         async def play_all() -> list[Episode]:
-            engine = Engine(
-                policy.model,
-                stop_ids=self.codec.stop_ids,
-                slots=self.limits.slots,
-                max_length=self.limits.episode_tokens,
-            )
-            async with engine:
+            async with self._engine(policy) as engine:
                 return await asyncio.gather(*(self._play(job, engine.row, policy.name, done) for job in jobs))
 
         return asyncio.run(play_all())
+
+    def sync(self, policy: Policy, accelerator: Accelerator | None = None) -> None:
+        """Hand the policy's present weights to the server; the embedded engine reads them where they are.
+
+        Under several processes, which share policy and server, the main one does so and the others wait.
+        """
+        if self.server is None:
+            return
+        if accelerator is None or accelerator.is_main_process:
+            asyncio.run(self.server.load(policy))
+        if accelerator is not None and accelerator.num_processes > 1:
+            accelerator.wait_for_everyone()
+            if not accelerator.is_main_process:
+                asyncio.run(self.server.follow())
+
+    def _engine(self, policy: Policy) -> Engine | VllmEngine:
+        limits = self.limits
+        options = {"stop_ids": self.codec.stop_ids, "slots": limits.slots, "max_length": limits.episode_tokens}
+        if self.server is None:
+            return Engine(policy.model, **options)
+        from rcgrpo.policy.vllm import VllmEngine  # needs the extra rcgrpo[vllm]
+
+        return VllmEngine(self.server, **options)
 
     async def _play(self, job: Job, open_row: OpenRow, name: str, done: Callable[[], None]) -> Episode:
         episode = await play(job, self.suite, open_row, self.codec, self.limits)

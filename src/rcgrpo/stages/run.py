@@ -213,7 +213,9 @@ def _wind_down(running: list[_Work]) -> None:
 
 
 def default_jobs(recipe: Recipe) -> int:
-    """Pieces of work at once: one per two free cores' worth of a small CPU model, one on a GPU."""
+    """Pieces of work at once: one per two free cores' worth of a small CPU model, one on a GPU or for a server."""
+    if recipe.rollout.backend == "vllm":
+        return 1  # a server has the weights of one policy at a time
     on_gpu = recipe.model.device != "cpu" and torch.cuda.is_available()
     return 1 if on_gpu else max(1, min(4, os.cpu_count() or 1))
 
