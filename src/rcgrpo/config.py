@@ -250,16 +250,9 @@ class ReinforceTable(Config):
     """Steps between resume points."""
 
 
-class PretrainTable(Config):
-    """Make a small base model from nothing (ToolWorld only): how the embedded one was made."""
+class ShapeTable(Config):
+    """Size of a new model and its tokenizer."""
 
-    kind: Literal["pretrain"]
-    pool: str = "pretrain"
-    """Pool of the split whose tasks are demonstrated."""
-    limit: int | None = Field(default=None, ge=1)
-    """At most so many tasks."""
-    corrupt: Probability = 0.35
-    """Share of the turns that are demonstrated wrongly, as near misses."""
     vocabulary: int = Field(default=1024, ge=320)
     """Tokens of the byte-level BPE tokenizer."""
     hidden: int = Field(default=128, ge=16)
@@ -272,6 +265,30 @@ class PretrainTable(Config):
     """Key and value heads."""
     context: int = Field(default=4096, ge=64)
     """Longest context that the model declares."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ShapeTable:
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError("hidden must be a multiple of heads, and heads of kv_heads")
+        return self
+
+
+class PretrainTable(Config):
+    """Make a small base model from nothing (ToolWorld only): how the embedded one was made."""
+
+    kind: Literal["pretrain"]
+    start: str | None = None
+    """The stage to go on from. Give this or ``shape``."""
+    shape: ShapeTable | None = None
+    """A new model of this size. Give this or ``start``."""
+    pool: str = "pretrain"
+    """Pool of the split whose tasks are demonstrated."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many tasks."""
+    excerpts: bool = False
+    """Train on first turns alone, without the system message: short texts in which copying is learnt fastest."""
+    corrupt: Probability = 0.35
+    """Share of the turns that are demonstrated wrongly, as near misses."""
     batch: int = Field(default=32, ge=1)
     """Episodes per optimiser step."""
     steps: int = Field(ge=1)
@@ -284,9 +301,9 @@ class PretrainTable(Config):
     """Steps between resume points."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> PretrainTable:
-        if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError("hidden must be a multiple of heads, and heads of kv_heads")
+    def _one_origin(self) -> PretrainTable:
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("give either start or shape")
         return self
 
 
@@ -412,7 +429,8 @@ class Recipe(Config):
             if stage.kind == "pretrain":
                 if self.toolworld is None:
                     raise ValueError(f"stages.{name}: pretrain needs the [toolworld] world")
-                continue
+                if stage.start is None:
+                    continue
             start = stage.loaded if stage.kind == "collect" else stage.start
             if start not in trained:
                 raise ValueError(
@@ -453,8 +471,6 @@ class Recipe(Config):
         stage = self.stages[name]
         if stage.kind == "collect":
             sources = [stage.loaded]
-        elif stage.kind == "pretrain":
-            sources = []
         elif stage.kind == "finetune":
             sources = [stage.start, *stage.data]
         else:
@@ -474,9 +490,8 @@ class Recipe(Config):
         stage = self.stages.get(name)
         if stage is None:
             return BASE
-        if stage.kind == "pretrain" or stage.kind == "retokenise":
-            return name
-        return self.tokenizer_of(stage.loaded if stage.kind == "collect" else stage.start)
+        start = stage.loaded if stage.kind == "collect" else stage.start
+        return name if start is None or stage.kind == "retokenise" else self.tokenizer_of(start)
 
     def order(self) -> list[str]:
         """Stages in an order in which each comes after what it needs; raises ValueError on a cycle."""

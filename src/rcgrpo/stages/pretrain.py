@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rcgrpo.codec.codec import Codec
 from rcgrpo.codec.tokenizer import train_tokenizer
-from rcgrpo.config import PretrainTable, Recipe
+from rcgrpo.config import PretrainTable, Recipe, ShapeTable
 from rcgrpo.environments.protocol import tasks_of
 from rcgrpo.environments.toolworld.corrupt import corrupt
-from rcgrpo.episodes.types import Call, Message, Task
-from rcgrpo.policy.load import Policy, pick_device
+from rcgrpo.episodes.types import Call, Episode, Message, Task
+from rcgrpo.policy.load import Policy, load_policy, pick_device
 from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.finetune import draw, mean_loss, train_step
@@ -33,10 +33,16 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     assert isinstance(table, PretrainTable)
     directory = run.stage(name)
     tasks = tasks_of(recipe.suite, run.split(), table.pool, table.limit)
-    tokenizer = train_tokenizer(texts_of(recipe.suite, tasks[:5000]), table.vocabulary)
-    policy = Policy(name, new_model(table, tokenizer, recipe.seed), tokenizer)
-    policy.model.to(pick_device(recipe.model.device))  # pyright: ignore[reportArgumentType]
-    player = Player(recipe.suite, Codec(tokenizer, detail=recipe.chat.schemas), recipe.rollout, recipe.reward)
+    if table.excerpts:
+        tasks = [first_turn(task) for task in tasks]
+    if table.shape is not None:
+        tokenizer = train_tokenizer(texts_of(recipe.suite, tasks[:5000]), table.shape.vocabulary)
+        policy = Policy(name, new_model(table.shape, tokenizer, recipe.seed), tokenizer)
+        policy.model.to(pick_device(recipe.model.device))  # pyright: ignore[reportArgumentType]
+    else:
+        policy = load_policy(run.checkpoint(recipe, str(table.start)), name=name, device=recipe.model.device)
+    codec = Codec(policy.tokenizer, detail=recipe.chat.schemas)
+    player = Player(recipe.suite, codec, recipe.rollout, recipe.reward)
     streams = [demonstration(task, table.corrupt, random.Random(seed_of(recipe.seed, task.id))) for task in tasks]
     played = 0
 
@@ -46,6 +52,8 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
         directory.progress(played, len(tasks) + table.steps)
 
     episodes = player.scripted([Job(task, group_id=task.id) for task in tasks], streams, progress)
+    if table.excerpts:
+        episodes = [without_system(episode, policy.tokenizer) for episode in episodes]
     held_out = max(1, len(episodes) // 100)
     train, validation = episodes[held_out:], episodes[:held_out]
     trainer = Trainer(policy, Scorer(policy.model, shared_prefix=False), table.optimiser, table.steps, directory)
@@ -67,24 +75,42 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     return result
 
 
-def new_model(table: PretrainTable, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 model of the table's shape with random weights."""
+def new_model(shape: ShapeTable, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 model with random weights.
+
+    Their standard deviation is 1/sqrt(hidden), not the 0.02 of large models: at this width 0.02 starts so near to
+    zero that the model takes several times longer to learn to copy from its context (LOG.md).
+    """
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=table.hidden,
-            num_hidden_layers=table.layers,
-            num_attention_heads=table.heads,
-            num_key_value_heads=table.kv_heads,
-            head_dim=table.hidden // table.heads,
-            intermediate_size=3 * table.hidden,
-            max_position_embeddings=table.context,
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.hidden // shape.heads,
+            intermediate_size=3 * shape.hidden,
+            max_position_embeddings=shape.context,
             tie_word_embeddings=True,
+            initializer_range=shape.hidden**-0.5,
             eos_token_id=tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)),
             pad_token_id=tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)),  # pyright: ignore[reportArgumentType]
         )
     )
+
+
+def first_turn(task: Task) -> Task:
+    """The task with its first user turn only."""
+    data = {**task.data, "closings": closings(task)[:1]}
+    return task.model_copy(update={"turns": task.turns[:1], "data": data})
+
+
+def without_system(episode: Episode, tokenizer: PreTrainedTokenizerFast) -> Episode:
+    """The episode's ids from the user's message on."""
+    opens = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    start = episode.token_ids.index(opens, 1)
+    return episode.model_copy(update={"token_ids": episode.token_ids[start:], "loss_mask": episode.loss_mask[start:]})
 
 
 def demonstration(task: Task, share: float, rng: random.Random) -> Iterator[Message]:
