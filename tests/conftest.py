@@ -18,24 +18,6 @@ def lights(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def toolworld_base(tmp_path_factory) -> Path:
-    """A random two-layer Qwen3 checkpoint with a tokenizer trained on ToolWorld's texts."""
-
-    from rcgrpo.codec.tokenizer import train_tokenizer
-    from rcgrpo.config import ShapeTable, parse_recipe
-    from rcgrpo.policy.load import Policy, save_policy
-    from rcgrpo.stages.pretrain import texts_of
-
-    recipe = parse_recipe({"name": "x", "toolworld": {"test": 4, "experts": 20, "train": 20}}, "test")
-    tasks = [recipe.suite.task(i) for i in recipe.suite.split().pools["experts"]]
-    tokenizer = train_tokenizer(texts_of(recipe, tasks), 600)
-    shape = ShapeTable(hidden=32, layers=2, heads=4, kv_heads=2)
-    folder = tmp_path_factory.mktemp("toolworld") / "base"
-    save_policy(Policy("base", new_model(shape, tokenizer, seed=0), tokenizer), folder)
-    return folder
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _subprocesses_find_the_test_worlds():
     """Stages run as processes of their own; they import ``light_world`` from here."""

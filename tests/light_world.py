@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rcgrpo.codec.codec import Codec
 from rcgrpo.codec.tokenizer import train_tokenizer
-from rcgrpo.config import PretrainTable, Recipe, parse_recipe
+from rcgrpo.config import Recipe, parse_recipe
 from rcgrpo.environments.protocol import Environment
 from rcgrpo.episodes.types import Call, Message, Task, Turn, Verdict
 from rcgrpo.policy.load import Policy, save_policy
 from rcgrpo.policy.packing import ScoringBatch
 from rcgrpo.policy.scoring import Scorer
-from rcgrpo.stages.pretrain import new_model
 from rcgrpo.stages.rollout import Job, Player
 
 ROOMS = ("hall", "attic", "cellar", "kitchen", "garage", "study", "porch", "bath")
@@ -70,6 +70,26 @@ def light_recipe(folder: Path, *, stages: dict | None = None, evaluate: dict | N
     return parse_recipe({**content, **tables}, "test")
 
 
+def tiny_qwen3(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Two layers of width 32 with random weights."""
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=96,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
 def make_light_base(folder: Path) -> None:
     """Write tasks and a base model that calls one of the two tools at random: half of its episodes succeed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,8 +103,7 @@ def make_light_base(folder: Path) -> None:
     ]
     calls = [json.dumps({"name": name, "arguments": {}}) for name in ("on", "off")]
     tokenizer = train_tokenizer([*map(rough.decode, prompts), *calls, "Done."] * 4, 420)
-    table = PretrainTable(kind="pretrain", hidden=32, layers=2, heads=4, kv_heads=2, steps=1, optimiser={"lr": 1.0})
-    policy = Policy("base", new_model(table, tokenizer, seed=0), tokenizer)
+    policy = Policy("base", tiny_qwen3(tokenizer), tokenizer)
     player = Player(suite, Codec(tokenizer, detail="compact"), recipe.rollout, "success")
     jobs = [Job(task, group_id=task.id) for task in tasks for _ in range(2)]
     closing = Message(role="assistant", content="Done.")

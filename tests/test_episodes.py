@@ -119,7 +119,7 @@ def test_a_mask_of_another_length_is_refused(tmp_path):
     path = tmp_path / "e.jsonl"
     write_episodes(path, [example()])
     path.write_text(path.read_text().replace('"loss_mask":[0,1]', '"loss_mask":[0]'))
-    with pytest.raises(UserError, match="line 1: line: .*2 token_ids but 1 loss_mask"):
+    with pytest.raises(UserError, match=r"line 1: line: .*2 token_ids but 1 loss_mask"):
         list(read_episodes(path))
 
 
@@ -142,7 +142,7 @@ def test_damaged_compressed_files_are_the_users_to_mend(tmp_path, damage):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no episode file at .*none.jsonl"):
+    with pytest.raises(UserError, match=r"no episode file at .*none\.jsonl"):
         list(read_episodes(tmp_path / "none.jsonl"))
 
 

@@ -65,10 +65,11 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
 def _check_gold(episodes: list[Episode]) -> None:
     """A gold answer that fails is an error of the task or of a limit, never training data."""
     for episode in episodes:
-        if not episode.success:
+        whole = episode.stop_reason == StopReason.COMPLETED and not any(step.truncated for step in episode.steps)
+        if not (episode.success and whole):
             why = episode.error or next((v for v in episode.verdicts if not v.valid), None)
             raise UserError(
-                f"the gold answer of {episode.task_id} does not succeed ({episode.stop_reason}; {why}); "
+                f"the gold answer of {episode.task_id} does not succeed in full ({episode.stop_reason}; {why}); "
                 f"if it stopped at a limit, raise rollout.episode_tokens, step_tokens or steps_per_turn, "
                 f"or leave such tasks out with oversize = 'skip'"
             )
