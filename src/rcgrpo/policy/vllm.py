@@ -243,6 +243,7 @@ class VllmEngine:
         if not all(_IMPOSSIBLE < logprob <= _ROUNDING for logprob in logprobs):
             return "a log-probability is not a finite number at most 0: the weights have diverged, or dtype overflowed"
         stops = [i for i, token in enumerate(new) if token in self.stop_ids]
-        if len(new) > limit or stops[:-1] or (stops != [len(new) - 1] and len(new) != limit):
+        ended = stops == [len(new) - 1] or (not stops and len(new) == limit)
+        if not ended or len(new) > limit:
             return f"ended after {len(new)} of at most {limit} tokens, with stop ids at {stops}"
         return None
