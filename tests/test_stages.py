@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from light_world import Light, light_recipe, light_task
+from light_world import ROOMS, Light, light_recipe, light_task
 from rcgrpo.config import Recipe
 from rcgrpo.episodes.store import read_episodes, write_episodes
 from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling, StopReason
@@ -219,6 +219,21 @@ def test_gold_that_is_cut_at_the_end_is_no_training_data(lights, tmp_path, colle
         collect(prepared(tmp_path, recipe), recipe, "experts")
 
 
+def test_gold_that_fits_no_episode_is_left_out_and_counted_where_asked(lights, tmp_path):
+    tasks = [light_task(room * (1 + 300 * (room > "d")), "on") for room in ROOMS]
+    (tmp_path / "tasks.jsonl").write_text("".join(task.model_dump_json() + "\n" for task in tasks))
+    world = {"environment": "light_world:Light", "tasks": str(tmp_path / "tasks.jsonl"), "test_share": 0.25}
+    recipe = light_recipe(lights, stages={"experts": {**EXPERTS, "oversize": "skip"}}, custom=world)
+    run = prepared(tmp_path / "run", recipe)
+    counts = collect(run, recipe, "experts")
+    pool = run.split().pools["experts"]
+    kept = [e.task_id for e in read_episodes(run.stage("experts").episodes)]
+    assert kept == [i for i in pool if len(i) < 20] and 0 < len(kept) < len(pool)
+    assert (counts["played"], counts["kept"], counts["oversize"]) == (len(pool), len(kept), len(pool) - len(kept))
+    with pytest.raises(UserError, match="oversize is for policy = 'gold'"):
+        light_recipe(lights, stages={"explored": {**EXPLORED, "oversize": "skip"}})
+
+
 @pytest.fixture(scope="module")
 def rctp(lights, collected, tmp_path_factory) -> RunDirectory:
     recipe = light_recipe(lights, stages={"experts": EXPERTS, "explored": EXPLORED, "rctp": RCTP})
@@ -354,7 +369,7 @@ def test_an_update_is_the_gradient_of_the_papers_objective(lights, collected, ba
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for p in policy.model.parameters():
-                p += 0.1 * torch.randn(p.shape, generator=generator)
+                p += 0.05 * torch.randn(p.shape, generator=generator)
         return policy
 
     policy = moved()
@@ -373,7 +388,7 @@ def test_an_update_is_the_gradient_of_the_papers_objective(lights, collected, ba
     oracle = moved().model.double()
     loss = oracle_loss(oracle, load_policy(lights / "base", name="r", device="cpu").model.double(), mixed, table)
     loss.backward()
-    assert measured["loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
+    assert measured["loss"] == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-6)
     assert measured["clip_fraction"] > 0 and measured["kl"] > 0
     for name, parameter in oracle.named_parameters():
         expected = parameter.grad.float()

@@ -40,7 +40,7 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
     policy = load_for_play(run, recipe, table.loaded)
     player = player_for(recipe, policy)
     episodes = player.gold(jobs, progress) if table.policy == GOLD else player.policy(policy, jobs, progress)
-    oversize = {e.task_id for e in episodes if e.stop_reason in (StopReason.LENGTH, StopReason.STEP_LIMIT)}
+    oversize = {e.task_id for e in episodes if _cut(e)}
     if table.oversize == "skip":
         episodes = [e for e in episodes if e.task_id not in oversize]
     if table.policy == GOLD:
@@ -62,11 +62,16 @@ def collect(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, int]:
     return counts
 
 
+def _cut(episode: Episode) -> bool:
+    """Whether a limit cut the episode, or a message in it."""
+    at_limit = episode.stop_reason in (StopReason.LENGTH, StopReason.STEP_LIMIT)
+    return at_limit or any(step.truncated for step in episode.steps)
+
+
 def _check_gold(episodes: list[Episode]) -> None:
     """A gold answer that fails is an error of the task or of a limit, never training data."""
     for episode in episodes:
-        whole = episode.stop_reason == StopReason.COMPLETED and not any(step.truncated for step in episode.steps)
-        if not (episode.success and whole):
+        if not episode.success or _cut(episode):
             why = episode.error or next((v for v in episode.verdicts if not v.valid), None)
             raise UserError(
                 f"the gold answer of {episode.task_id} does not succeed in full ({episode.stop_reason}; {why}); "
