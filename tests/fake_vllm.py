@@ -288,9 +288,9 @@ def _handler(state: FakeVllm) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def serving(state: FakeVllm):
-    """Serve on a free port of loopback; yields the url."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+def serving(state: FakeVllm, port: int = 0):
+    """Serve on a port of loopback, by default a free one; yields the url."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(state))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

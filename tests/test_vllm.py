@@ -2,8 +2,14 @@
 
 import asyncio
 import math
+import socket
+import sys
+import threading
+import time
 
 import pytest
+
+pytest.importorskip("httpx2", reason="the client of the extra rcgrpo[vllm]")
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -40,9 +46,14 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["tiny"], 400)
+
+
 @pytest.fixture
-def policy():
-    return Policy("tiny", tiny_model(), train_tokenizer(["tiny"], 400))
+def policy(tokenizer):
+    return Policy("tiny", tiny_model(), tokenizer)
 
 
 @pytest.fixture
@@ -67,8 +78,9 @@ def server(url, tmp_path):
 
 
 @pytest.fixture
-def loaded(server, policy):
-    asyncio.run(server.load(policy))
+def loaded(server, fake, policy):
+    """As after a hand-over, without the files."""
+    fake.model, fake.version, server.version = policy.model, "handed over", "handed over"
     return server
 
 
@@ -111,9 +123,10 @@ def one(server, **options):
 # -- the same episodes
 
 
-def test_greedy_episodes_equal_the_engines(loaded, fake, policy):
+def test_greedy_episodes_equal_the_engines(server, policy):
+    asyncio.run(server.load(policy))
     ours = play(Engine(policy.model, stop_ids=STOPS, max_length=200), scripts())
-    theirs = through(loaded, scripts())
+    theirs = through(server, scripts())
     stops = 0
     for (ids, completions), (their_ids, their_completions) in zip(ours, theirs, strict=True):
         assert ids == their_ids
@@ -122,7 +135,6 @@ def test_greedy_episodes_equal_the_engines(loaded, fake, policy):
             assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), rtol=0, atol=TOLERANCE)
             stops += a.stopped
     assert 0 < stops < 10, "the scripts should end both ways"
-    assert any(torch.equal(a, b) for a, b in zip(policy.model.parameters(), fake.model.parameters(), strict=True))
 
 
 def test_sampled_logprobs_are_those_of_the_temperature_over_the_whole_vocabulary(loaded, policy):
@@ -360,6 +372,28 @@ def test_no_server(tmp_path, policy):
         asyncio.run(server.load(policy))
 
 
+def test_a_server_that_is_just_starting_is_waited_for(fake, policy, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = VllmServer(url=f"http://127.0.0.1:{port}", model="policy", folder=tmp_path, sync="weights", timeout=20)
+    done = threading.Event()
+
+    def start_late():
+        time.sleep(0.2)
+        with serving(fake, port):
+            done.wait(20)
+
+    thread = threading.Thread(target=start_late)
+    thread.start()
+    try:
+        asyncio.run(server.load(policy))
+    finally:
+        done.set()
+        thread.join()
+    assert fake.version == server.version
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
@@ -587,6 +621,14 @@ def test_a_server_that_fails_ends_the_stage(lights, tmp_path):
     fake.fail["/v1/completions"] = 500
     with serving(fake) as url, pytest.raises(ModelFailure, match="answered /v1/completions with 500"):
         train(lights, url, tmp_path, "weights")
+
+
+def test_without_the_client_the_extra_is_named(lights, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "rcgrpo.policy.vllm_server")
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    recipe = vllm_recipe(lights, "http://127.0.0.1:9", tmp_path)
+    with pytest.raises(UserError, match=r"needs httpx2: pip install 'rcgrpo\[vllm\]'"):
+        player_for(recipe, load_policy(lights / "base", name="base", device="cpu"))
 
 
 # -- recipes
