@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rcgrpo.bench.cli import app as bench_app
 from rcgrpo.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ bfcl_app = typer.Typer(no_args_is_help=True, help="The Berkeley Function Calling
 validate_app = typer.Typer(no_args_is_help=True, help="Replay gold answers without a model.")
 app.add_typer(bfcl_app, name="bfcl")
 app.add_typer(validate_app, name="validate")
+app.add_typer(bench_app, name="bench")
 
 log = Console(stderr=True)
 """All that is not a result."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rcgrpo.codec.codec import Codec
 from rcgrpo.codec.tokenizer import add_reward_tokens, train_tokenizer
@@ -149,14 +149,14 @@ def bfcl_policy(suite: Suite, tasks: list[Task]) -> Policy:
     texts += [message.content for task in tasks for turn in task.turns for message in turn.messages]
     tokenizer = train_tokenizer(texts, VOCABULARY)
     add_reward_tokens(tokenizer)
-    return Policy("bench", random_model(tokenizer), tokenizer)
+    return Policy("bench", random_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id), tokenizer)  # pyright: ignore
 
 
-def random_model(tokenizer: PreTrainedTokenizerFast, positions: int = 16384, seed: int = 0) -> Qwen3ForCausalLM:
-    """The 0.9M-parameter Qwen3 of the embedded base model, with random weights and a vocabulary of its own size."""
-    torch.manual_seed(seed)
+def random_model(vocabulary: int, end: int, padding: int, positions: int = 16384) -> Qwen3ForCausalLM:
+    """The Qwen3 of the embedded base model, with random weights and a vocabulary of its own size."""
+    torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
@@ -165,8 +165,8 @@ def random_model(tokenizer: PreTrainedTokenizerFast, positions: int = 16384, see
         head_dim=32,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end,
+        pad_token_id=padding,
         attn_implementation="sdpa",
     )
     return Qwen3ForCausalLM(config).eval()

@@ -2,9 +2,9 @@
 
 Run as ``python official_worker.py HOME``, HOME holding ``bfcl_eval``; it imports nothing of rcgrpo. A request has
 ``entry`` (id, initial_config, involved_classes), ``gold`` (call strings per turn), ``answer`` (per turn, a list of
-steps of call strings) and ``patches``. The answer has ``valid`` and ``error`` (the official error type, or the
-exception that the checker itself raised). A request with ``calls`` (strings) in place of gold and answer is executed
-only; the answer has ``results`` (texts) and ``seconds``.
+steps of call strings) and ``patches``. The answer has ``valid``, ``error`` (the official error type, or the
+exception that the checker itself raised) and ``seconds`` (of processor time). A request with ``calls`` (strings) in place of gold and answer is executed
+only; the answer has ``results`` (texts) and ``seconds`` (of processor time).
 
 The official code is used as it is. But it keeps every world it makes in module globals, and lets one world write
 into module-level data that later ones read; both are put back after each request, so that each is judged as in a
@@ -70,20 +70,22 @@ def main(home: str) -> None:
 
 def _judge(checker, request, model_name):
     entry = request["entry"]
+    began = time.thread_time()
     try:
         result = checker(request["answer"], request["gold"], entry, entry["id"].rsplit("_", 1)[0], model_name)
     except Exception as error:  # noqa: BLE001 - whatever the official code raises is its answer
-        return {"valid": False, "error": f"raised {type(error).__name__}: {error}"}
-    return {"valid": result["valid"], "error": result.get("error_type", "")}
+        return {"valid": False, "error": f"raised {type(error).__name__}: {error}", "seconds": 0.0}
+    seconds = time.thread_time() - began
+    return {"valid": result["valid"], "error": result.get("error_type", ""), "seconds": seconds}
 
 
 def _execute(executor, request, model_name):
     entry = request["entry"]
     world = (entry["initial_config"], entry["involved_classes"], model_name, entry["id"], "long_context" in entry["id"])
     executor([], *world)  # the worlds are made here, outside the time measured
-    began = time.perf_counter()
+    began = time.thread_time()
     results = [executor([call], *world)[0][0] for call in request["calls"]]
-    return {"results": results, "seconds": time.perf_counter() - began}
+    return {"results": results, "seconds": time.thread_time() - began}
 
 
 @contextlib.contextmanager
