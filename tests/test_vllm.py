@@ -415,6 +415,8 @@ def test_adapters_need_the_servers_leave(server, fake, policy):
     server.sync, fake.runtime_lora = "adapter", False
     with pytest.raises(UserError, match="--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
         asyncio.run(server.load(lora(policy, 3)))
+    assert server.version is None
+    assert list(server.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,11 @@ class VllmServer:
         partial = folder.with_name(f".{folder.name}.partial")
         model.save_pretrained(str(partial), save_embedding_layers=False)
         os.replace(partial, folder)
-        await connection.order("/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(folder)})
+        try:
+            await connection.order("/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(folder)})
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if old is not None:
             await connection.order("/v1/unload_lora_adapter", {"lora_name": old.name})
             shutil.rmtree(old, ignore_errors=True)
