@@ -300,3 +300,39 @@ def serving(state: FakeVllm, port: int = 0):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+# -- ways to spoil an answer
+
+
+def choice_with(**changes: Any) -> Spoil:
+    """Answers whose choice has other values; functions get the choice."""
+
+    def spoil(answer):
+        choice = answer["choices"][0]
+        answer["choices"] = [choice | {k: v(choice) if callable(v) else v for k, v in changes.items()}]
+        return answer
+
+    return spoil
+
+
+def logprobs_with(change: Callable[[list[float]], list]) -> Spoil:
+    """Answers with changed log-probs."""
+    return choice_with(logprobs=lambda c: c["logprobs"] | {"token_logprobs": change(c["logprobs"]["token_logprobs"])})
+
+
+def shortened(count: int) -> Spoil:
+    """An answer of ``count`` tokens that is whole in itself."""
+
+    def spoil(answer):
+        choice = answer["choices"][0]
+        for part, key in (
+            (choice, "token_ids"),
+            (choice["logprobs"], "token_logprobs"),
+            (choice["logprobs"], "tokens"),
+        ):
+            part[key] = (part[key] * 2)[:count]
+        choice["weight_versions"][0]["end"] = count
+        return answer
+
+    return spoil
