@@ -38,6 +38,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[rollout.vllm]`", config.VllmTable),
     *STAGES,
     ("`sampler` and `probe`", TokenSampler),
+    ("`[stages.NAME.shape]`", config.ShapeTable),
     ("`[stages.NAME.optimiser]`", config.OptimiserTable),
     ("`[evaluate]`", config.EvaluateTable),
     ("`[[evaluate.rows]]`", config.RowTable),
