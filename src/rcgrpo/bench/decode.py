@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -38,7 +39,7 @@ class _Clock(LogitsProcessor):
 
 def _step(times: list[float]) -> float:
     """Seconds of one decode step: the median interval, so that what others take from the machine matters little."""
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    return statistics.median(b - a for a, b in pairwise(times))
 
 
 def _ours(model: PreTrainedModel, prompts: list[list[int]], new: int) -> float:

@@ -35,7 +35,7 @@ async def _ours(suite: BfclSuite, tasks: list[Task]) -> tuple[float, float]:
 def _official(official: OfficialChecker, tasks: list[Task]) -> tuple[float, float]:
     """The same officially: one step per call, worlds made before the clock starts; then the checker.
 
-    Processor seconds (in calls, in calls and checker). The checker plays answer and gold again, in worlds that it makes.
+    Processor seconds (in calls, in calls and checker). The checker plays answer and gold again, in worlds it makes.
     """
     executing = judging = 0.0
     for task in tasks:
@@ -55,24 +55,33 @@ def _chosen(every: int) -> Iterator[str]:
 def bench_env(pairs: int, *, every: int, mutants: int) -> dict[str, Any]:
     """Gold answers of every ``every``-th scenario; verdicts compared on all gold and ``mutants`` mutated answers.
 
-    All is processor time: a call is too short for the clock of a machine that others use. ``ratio`` is of one call. ``episode_ratio`` is of the whole: officially a call is executed, and then graded by
+    All is processor time: a call is too short for the clock of a machine that others use. ``ratio`` is of one call.
+    ``episode_ratio`` is of the whole: officially a call is executed, and then graded by
     executing answer and gold again; ours is judged by the world it ran in, gold being traced once per task.
     """
     suite = BfclSuite(BfclConfig(withheld_callable=True))
     tasks = [suite.task(task_id) for task_id in _chosen(every)]
     count = sum(len(turn.gold) for task in tasks for turn in task.turns)
-    mine, theirs = [], []
     asyncio.run(_ours(suite, tasks))  # traces gold
+    pools = {category: [task for task in tasks if task.category == category] for category in CATEGORIES}
+    mine: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+    by_category: dict[str, list[float]] = {category: [] for category in CATEGORIES}
     with OfficialChecker() as official:
         for _ in range(pairs):
-            mine.append(asyncio.run(_ours(suite, tasks)))
-            theirs.append(_official(official, tasks))
+            ours = {category: asyncio.run(_ours(suite, pool)) for category, pool in pools.items()}
+            peer = {category: _official(official, pool) for category, pool in pools.items()}
+            for category, ratios in by_category.items():
+                ratios.append(peer[category][0] / ours[category][0])
+            mine.append((sum(calls for calls, _ in ours.values()), sum(whole for _, whole in ours.values())))
+            theirs.append((sum(calls for calls, _ in peer.values()), sum(whole for _, whole in peer.values())))
     report = validate_bfcl(count=mutants)
     ratios, whole = ([p[k] / o[k] for o, p in zip(mine, theirs, strict=True)] for k in (0, 1))
     differences = [difference.reason for difference in report.differences]
     return {
         "ratio": rounded(statistics.median(ratios)),
         "ratios": [rounded(r) for r in ratios],
+        "ratio_by_category": {name: rounded(statistics.median(values)) for name, values in by_category.items()},
         "episode_ratio": rounded(statistics.median(whole)),
         "episode_ratios": [rounded(r) for r in whole],
         "ours_s": rounded(statistics.median(o[0] for o in mine) / count),
