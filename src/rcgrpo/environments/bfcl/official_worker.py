@@ -3,8 +3,8 @@
 Run as ``python official_worker.py HOME``, HOME holding ``bfcl_eval``; it imports nothing of rcgrpo. A request has
 ``entry`` (id, initial_config, involved_classes), ``gold`` (call strings per turn), ``answer`` (per turn, a list of
 steps of call strings) and ``patches``. The answer has ``valid``, ``error`` (the official error type, or the
-exception that the checker itself raised) and ``seconds`` (of processor time). A request with ``calls`` (strings) in place of gold and answer is executed
-only; the answer has ``results`` (texts) and ``seconds`` (of processor time).
+exception that the checker itself raised) and ``seconds`` (of processor time). A request with ``calls`` (strings) in
+place of gold and answer is executed only; the answer has ``results`` (texts) and ``seconds``.
 
 The official code is used as it is. But it keeps every world it makes in module globals, and lets one world write
 into module-level data that later ones read; both are put back after each request, so that each is judged as in a
