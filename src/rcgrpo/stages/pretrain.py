@@ -108,7 +108,7 @@ def first_turn(task: Task) -> Task:
 
 def without_system(episode: Episode, tokenizer: PreTrainedTokenizerFast) -> Episode:
     """The episode's ids from the user's message on."""
-    opens = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    opens = tokenizer.get_vocab()["<|im_start|>"]
     start = episode.token_ids.index(opens, 1)
     return episode.model_copy(update={"token_ids": episode.token_ids[start:], "loss_mask": episode.loss_mask[start:]})
 
