@@ -87,7 +87,7 @@ def chat(load: Workload, index: int) -> list[dict[str, str]]:
     """The messages that a template without tools renders to exactly our unconditioned prompt of a task."""
     job = load.jobs(load.peer_tasks, 0)[index * load.group]
     job = type(job)(job.task, job.group_id)
-    text = load.codec.tokenizer.decode(load.prompt(job))
+    text = str(load.codec.tokenizer.decode(load.prompt(job)))
     found = re.findall(r"<\|im_start\|>(system|user)\n(.*?)<\|im_end\|>", text, re.DOTALL)
     return [{"role": role, "content": content} for role, content in found]
 

@@ -84,4 +84,4 @@ def script_generate(model: nn.Module, script: Script, codec: Codec) -> None:
         processors = LogitsProcessorList([_Scripted(tokens, kwargs["input_ids"].shape[1], control)])
         return original(generation_config=config, logits_processor=processors, **kwargs)  # pyright: ignore
 
-    model.generate = generate  # pyright: ignore[reportAttributeAccessIssue]
+    model.generate = generate  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

@@ -167,6 +167,6 @@ def random_model(vocabulary: int, end: int, padding: int, positions: int = 16384
         tie_word_embeddings=True,
         eos_token_id=end,
         pad_token_id=padding,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]  passed on to the base config
     )
     return Qwen3ForCausalLM(config).eval()
