@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from rcgrpo.bench import update
 from rcgrpo.bench.measure import Timed, compare
 from rcgrpo.bench.script import endings, scripted_engine
 from rcgrpo.bench.workloads import Script, workload
@@ -76,11 +77,23 @@ def test_the_peer_is_given_our_prompt_token_by_token(tiny):
         assert ids["input_ids"] == tiny.prompt(job)
 
 
-def test_update_measures_time_and_memory_in_fresh_processes():
+def test_update_measures_time_and_memory(monkeypatch):
     pytest.importorskip("trl")
+    fresh = update._fresh("shared", "tiny", 1)
+    assert fresh["wall"] > 0 and fresh["mib"] >= 0
+    monkeypatch.setattr(update, "_fresh", update.one_update)  # starting processes is most of the time
     result = bench("update", "--shape", "tiny")
-    assert result["memory_ratio"] is None or result["memory_ratio"] > 0
     assert result.keys() >= {"memory_ratio", "trl_ratio", "trl_memory_ratio", "peak_mib"}
+
+
+def test_both_updates_of_ours_take_the_same_step(tmp_path):
+    shared, ordinary = (update.our_update(flag, tmp_path / str(flag)) for flag in (True, False))
+    after = []
+    for run in (shared, ordinary):
+        run(update.batch("tiny"))
+        after.append(run.trainer.parameters)
+    for one, other in zip(*after, strict=True):
+        torch.testing.assert_close(one, other, atol=2.5e-6, rtol=0)  # one AdamW step moves a weight by 1e-6
 
 
 def test_rollout_reports_times_and_tokens_per_turn_count():

@@ -59,12 +59,14 @@ def step(
     quick: Quick = False,
     as_json: AsJson = False,
 ) -> None:
-    """A whole step (rollouts and update) against TRL's GRPOTrainer, per generated token."""
+    """A whole step (rollouts and update) against TRL's GRPOTrainer, per generated token; quick bfcl: one prompt."""
     from rcgrpo.bench.step import bench_step
 
     pairs = 1 if quick else pairs
     around = _start(threads)
-    _report(bench_step(_shape(shape), pairs, warmup=0 if quick else 1), around, pairs=pairs, as_json=as_json)
+    prompts = 1 if quick and shape == "bfcl" else None
+    result = bench_step(_shape(shape), pairs, warmup=0 if quick else 1, prompts=prompts)
+    _report(result, around, pairs=pairs, as_json=as_json)
 
 
 @app.command()

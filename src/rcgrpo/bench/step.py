@@ -72,10 +72,11 @@ class OurStep:
         self.update(self.played)
 
 
-def bench_step(shape: Shape, pairs: int, warmup: int) -> dict[str, Any]:
-    """Times per generated token: the two sides' episodes differ in length."""
+def bench_step(shape: Shape, pairs: int, warmup: int, *, prompts: int | None = None) -> dict[str, Any]:
+    """Times per generated token: the two sides' episodes differ in length. ``prompts``: only so many of the shape's."""
     require_trl()
     load = workload(shape)
+    load.tasks, load.peer_tasks = load.tasks[:prompts], load.peer_tasks[:prompts]
     with tempfile.TemporaryDirectory() as folder:
         ours = OurStep(load, Path(folder) / "ours")
         mine, peer = interleaved_steps(load, Path(folder) / "trl", ours, pairs, warmup)
