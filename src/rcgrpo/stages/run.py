@@ -159,7 +159,8 @@ def run_recipe(
     waiting = plan(run, recipe, processes)
     running: list[_Work] = []
     done: set[str] = set()
-    threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
+    # torch counts the free cores and heeds OMP_NUM_THREADS; more threads than that are many times slower
+    threads = max(1, torch.get_num_threads() // (jobs * processes))
     try:
         while waiting or running:
             for work in [w for w in waiting if w.after <= done][: jobs - len(running)]:
