@@ -163,6 +163,7 @@ def test_eval_and_replay_for_scripts(capsys, recipe, lights):
     assert code == 0 and again["changed"] == 0 and again["success"] == result["success"]
 
 
+@pytest.mark.timeout(600)  # five processes that each import torch
 def test_a_recipe_from_start_to_report(capsys, recipe, lights):
     """Run, run again (nothing to do), change (refused), redo: what is done is done once, and what follows follows."""
     out_dir = recipe.parent / "run"
