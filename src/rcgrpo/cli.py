@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -261,4 +262,8 @@ def guarded(command: Callable[[], Any]) -> int:
 
 def main() -> None:
     """Entry point of the ``rcgrpo`` command."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # stages are processes in sessions of their own: only a Ctrl-C is passed on to them
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(guarded(app))
