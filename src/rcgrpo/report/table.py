@@ -24,7 +24,7 @@ def print_table(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print rows of ``table.json``; keys ``row``, ``success``, ``low``, ``high``, ``n``, rates in [0, 1].
 
     The optional keys ``zero_variance_share``, ``separation`` and ``by_category`` get columns where some row has
-    them.
+    them; categories only on a terminal of at least 110 columns.
     """
     table = Table(caption="percent; 95% Wilson intervals", caption_justify="left")
     table.add_column("row", overflow="fold")
@@ -32,7 +32,8 @@ def print_table(rows: Sequence[dict[str, Any]], console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     extra = {"zero_variance_share": ("flat groups", percent), "separation": ("separation", signed)}
     shown = {key: how for key, how in extra.items() if any(row.get(key) is not None for row in rows)}
-    categories = sorted({name for row in rows for name in row.get("by_category") or {}})
+    named = {name for row in rows for name in row.get("by_category") or {}}
+    categories = sorted(named) if console.width >= 110 else []
     for heading in (*(heading for heading, _ in shown.values()), *categories):
         table.add_column(heading, justify="right")
     for row in rows:
