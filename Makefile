@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint clean gpu-bench gpu-wheels
 
 setup: .venv/.ready
 
@@ -25,6 +25,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# on one GPU; any python3 that holds torch will do, .wheels fills in what it lacks (docs/gpu.md)
+gpu-bench:
+	PYTHON=$(PYTHON) benchmarks/gpu.sh
+
+# pure and compiled wheels for a machine without a network
+gpu-wheels:
+	benchmarks/gpu_wheels.sh
 
 clean:
 	rm -rf .venv runs build dist src/*.egg-info

@@ -38,10 +38,13 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[rollout.vllm]`", config.VllmTable),
     *STAGES,
     ("`sampler` and `probe`", TokenSampler),
+    ("`[stages.NAME.replay]`", config.ReplayTable),
     ("`[stages.NAME.shape]`", config.ShapeTable),
     ("`[stages.NAME.optimiser]`", config.OptimiserTable),
     ("`[evaluate]`", config.EvaluateTable),
     ("`[[evaluate.rows]]`", config.RowTable),
+    ("`[ablation]`", config.AblationTable),
+    ("`[[ablation.arms]]`", config.ArmTable),
 )
 
 KIND_TEXT = ("Says which kind of stage this is.", "How tokens are drawn; `fixed` is plain GRPO.")
@@ -63,6 +66,10 @@ rcgrpo run recipes/demo.toml --set stages.grpo.steps=10 --set seed=1 --out runs/
 recipe's model) or from another stage's checkpoint, so stages form a graph: the order in the file does not matter.
 A finished stage is skipped. If its settings have changed since, the run stops and says so: take another `--out`, or
 `--redo STAGE` to do it and all that follows again.
+
+What many stages share is written once: the keys of `[defaults.KIND]`, such as `[defaults.reinforce]`, hold for every
+stage of that kind that does not set them itself. Nested tables are merged key by key; a `sampler` of another kind
+replaces the default one. The resolved recipe has the keys in the stages and no `defaults`.
 """
 
 

@@ -1,5 +1,6 @@
 """A world of two tools, small enough that a random model learns its format in seconds; the recipes of stage tests."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rcgrpo.episodes.types import Call, Message, Task, Turn, Verdict
 from rcgrpo.policy.load import Policy, save_policy
 from rcgrpo.policy.packing import ScoringBatch
 from rcgrpo.policy.scoring import Scorer
+from rcgrpo.stages.groups import GroupSampler
 from rcgrpo.stages.rollout import Job, Player
 
 ROOMS = ("hall", "attic", "cellar", "kitchen", "garage", "study", "porch", "bath")
@@ -54,6 +56,22 @@ def write_tasks(path: Path) -> Path:
     tasks = [light_task(room, action) for room in ROOMS for action in ("on", "off")]
     path.write_text("".join(task.model_dump_json() + "\n" for task in tasks))
     return path
+
+
+def drawn_jobs(tasks, table, step: int, seed: int, rank: int = 0, world: int = 1) -> list[Job]:
+    """The rollouts of one batch that a process would play."""
+    jobs: list[Job] = []
+
+    async def play(some):
+        jobs.extend(some)
+        return []
+
+    async def all_groups():
+        for script in GroupSampler(tasks, table, seed).scripts(step, rank, world):
+            await script(play)
+
+    asyncio.run(all_groups())
+    return jobs
 
 
 def light_recipe(folder: Path, *, stages: dict | None = None, evaluate: dict | None = None, **tables) -> Recipe:

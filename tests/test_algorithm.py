@@ -22,6 +22,7 @@ from rcgrpo.algorithm.diagnostics import (
     token_diagnostics,
 )
 from rcgrpo.algorithm.objective import aggregate, normaliser, rc_grpo_loss
+from rcgrpo.algorithm.shaping import conditioned_rewards, entropy_advantages
 from rcgrpo.algorithm.statistics import wilson
 from rcgrpo.episodes.types import RewardToken
 
@@ -446,3 +447,53 @@ def test_wilson_equals_its_textbook_formula(successes: int, n: int):
 def test_wilson_refuses_impossible_counts(successes: int, n: int):
     with pytest.raises(ValueError, match="trial"):
         wilson(successes, n)
+
+
+# --- beyond the paper -------------------------------------------------------------------------------------------------
+
+
+def test_a_virtual_success_lowers_failures_alone_and_leaves_successes_alone():
+    """NGRPO by hand: G = 3 failures and a virtual 1 have mean 1/4 and std sqrt(3)/4, so each gets -1/sqrt(3)."""
+    rewards = torch.tensor([0.0, 0, 0, 1, 1, 1, 1, 0], dtype=torch.float64)
+    ids = ["wrong"] * 3 + ["right"] * 3 + ["mixed"] * 2
+    ours = group_advantages(rewards, ids, eps=0.0, virtual_reward=1.0).tolist()
+    mixed = [0.5**0.5, -(2**0.5)]  # mean 2/3 and std sqrt(2)/3 of 1, 0 and the virtual 1
+    assert ours == pytest.approx([-(3**-0.5)] * 3 + [math.nan] * 3 + mixed, abs=1e-12, nan_ok=True)
+    ours = group_advantages(rewards, ids, virtual_reward=1.0)
+    assert (ours[3:6] == 0).all()
+    assert (group_advantages(rewards, ids)[:3] == 0).all()  # the control: without it failures have none
+    assert zero_variance(rewards, ids, virtual_reward=1.0).tolist() == [False] * 3 + [True] * 3 + [False] * 2
+    with pytest.raises(ValueError, match="virtual_reward has no token"):
+        group_advantages(rewards, ids, baseline="token", tokens=ids, virtual_reward=1.0)
+
+
+def test_rewards_are_inverted_under_low_alone():
+    rewards, low = torch.tensor([1.0, 0.0, 0.25, 1.0]), torch.tensor([False, False, True, True])
+    assert conditioned_rewards(rewards, low).tolist() == [1.0, 0.0, 0.75, 0.0]
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        conditioned_rewards(torch.tensor([2.0]), torch.tensor([True]))
+
+
+def test_entropy_takes_the_place_of_a_flat_groups_advantage():
+    """RL-ZVP, equation 5, by hand; what stands outside the mask is not read."""
+    entropy = torch.tensor([[1.0, 3.0, 9.0], [1.0, 3.0, 9.0], [1.0, 3.0, 9.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]])
+    ours = entropy_advantages(entropy, mask, torch.tensor([1.0, 0.0, 0.5]), scale=0.5)
+    assert ours.tolist() == [[0.5, 1.5, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_each_episode_may_have_its_own_weight_of_the_kl():
+    data = batch()
+    for mode in ("token", "sequence"):
+        same, gradient = loss_and_gradient(data, beta=torch.full((6,), 0.125), aggregation=mode)
+        expected, expected_gradient = loss_and_gradient(data, beta=0.125, aggregation=mode)
+        assert float(same) == pytest.approx(float(expected), abs=1e-12)
+        assert torch.allclose(gradient, expected_gradient, atol=1e-12)
+    # linear in beta: the gradient of episodes at 0.375 is that of three times the KL
+    mixed = torch.tensor([0.125, 0.375, 0.125, 0.375, 0.125, 0.375])
+    without, low, high = (loss_and_gradient(data, beta=b)[1] for b in (0.0, 0.125, mixed))
+    assert torch.allclose(high[1::2] - without[1::2], 3 * (low[1::2] - without[1::2]), atol=1e-12)
+    assert torch.allclose(high[::2], low[::2], atol=1e-12)
+    assert float(loss_and_gradient({**data, "ref_logprobs_BL": None}, beta=torch.zeros(6))[0]) == pytest.approx(
+        float(loss_and_gradient(data, beta=0.0)[0])
+    )

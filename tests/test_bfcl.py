@@ -11,6 +11,7 @@ from collections import Counter
 import jsonschema
 import pytest
 
+from rcgrpo.environments.bfcl import memory as memory_module
 from rcgrpo.environments.bfcl import verdict as verdict_module
 from rcgrpo.environments.bfcl.data import (
     BLOCKS,
@@ -141,9 +142,9 @@ def test_gold_and_mutated_answers_are_judged_as_by_the_official_checker():
 @pytest.mark.parametrize("broken", ["compare_states", "judge_turn"])
 def test_a_broken_judgement_disagrees_with_the_official_checker(tasks, official, monkeypatch, broken):
     if broken == "compare_states":
-        monkeypatch.setattr(verdict_module, "compare_states", lambda states, gold: "")
-    else:  # responses of this turn only, not of all turns so far
-        monkeypatch.setattr(verdict_module, "Counter", lambda results: Counter())
+        monkeypatch.setattr(memory_module, "compare_states", lambda states, gold: "")
+    else:  # gold's results are not asked for
+        monkeypatch.setattr(verdict_module.GoldTurn, "wanted", Counter())
     disagreed = 0
     for task, _, answer in mutants(tasks, 150, seed=0):
         ours = judgement(played(BfclEnvironment(task, withheld_callable=True), answer).verdicts)

@@ -1,16 +1,16 @@
 """Reward tokens: one function places them, whoever asks; samplers draw what they promise."""
 
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from light_world import ROOMS, light_recipe
+from light_world import ROOMS, drawn_jobs, light_recipe
 from rcgrpo.codec.codec import Codec
 from rcgrpo.conditioning import REWARD_TOKENS, TokenSampler, condition, label
 from rcgrpo.episodes.types import Message, RewardToken
 from rcgrpo.policy.load import load_policy, teach_reward_tokens
 from rcgrpo.stages.evaluate import evaluation_jobs
 from rcgrpo.stages.finetune import finetune
-from rcgrpo.stages.reinforce import draw_jobs
 from rcgrpo.stages.rollout import Job, recondition
 from rcgrpo.stages.setup import player_for
 
@@ -153,14 +153,25 @@ def test_a_groups_prompts_share_all_but_the_end(lights, policy):
 def test_special_tokens_get_rows_of_their_own(lights):
     policy = load_policy(lights / "base", name="x", device="cpu")
     rows = policy.model.get_input_embeddings().num_embeddings
-    ids = teach_reward_tokens(policy, seed=0)
+    ids = teach_reward_tokens(policy)
     embeddings = policy.model.get_input_embeddings()
     assert embeddings.num_embeddings == rows + 2 and ids == [rows, rows + 1]
     assert [policy.tokenizer.encode(t, add_special_tokens=False) for t in REWARD_TOKENS] == [[i] for i in ids]
     assert not embeddings.weight[ids[0]].equal(embeddings.weight[ids[1]])
     assert policy.model.get_output_embeddings().weight is embeddings.weight
-    assert teach_reward_tokens(policy, seed=1) == ids  # once is enough
+    assert teach_reward_tokens(policy) == ids  # once is enough
     assert policy.model.get_input_embeddings().num_embeddings == rows + 2
+
+
+def test_each_token_starts_as_the_word_it_names(lights):
+    policy = load_policy(lights / "base", name="x", device="cpu")
+    pieces = [policy.tokenizer.encode(word, add_special_tokens=False) for word in (" high", " low")]
+    known = policy.model.get_input_embeddings().weight.detach().clone()
+    ids = teach_reward_tokens(policy)
+    rows = policy.model.get_input_embeddings().weight.detach()[ids]
+    assert pieces[0] != pieces[1]
+    for row, piece in zip(rows, pieces, strict=True):
+        torch.testing.assert_close(row, sum(known[i] for i in piece) / len(piece))
 
 
 @pytest.mark.parametrize("way", ["special", "text"])
@@ -190,6 +201,6 @@ def test_rollouts_of_a_group_carry_the_samplers_tokens(lights):
 
     recipe = light_recipe(lights, stages={"grpo": {**RCGRPO, "sampler": {"kind": "stratified", "p": 0.5}}})
     tasks = [recipe.suite.task(f"{room}-on") for room in ROOMS]
-    jobs = draw_jobs(tasks, recipe.stages["grpo"], 0, 0, 0, 1)
+    jobs = drawn_jobs(tasks, recipe.stages["grpo"], 0, 0, 0, 1)
     for group in {job.group_id for job in jobs}:
         assert [j.token for j in jobs if j.group_id == group].count(HIGH) == 2

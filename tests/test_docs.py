@@ -89,8 +89,9 @@ def test_recipes_that_are_named_exist(page):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_grpo_and_rc_grpo_of_a_recipe_differ_in_start_and_sampler_only(path):
-    """What the README calls a matched stage 2."""
-    tables = [s for s in load_recipe(path).stages.values() if s.kind == "reinforce"]
+    """What the README calls a matched stage 2. Ablations vary more on purpose; their budgets are checked instead."""
+    recipe = load_recipe(path)
+    tables = [s for s in recipe.stages.values() if s.kind == "reinforce" and recipe.ablation is None]
     settings = {t.model_dump_json(exclude={"start", "sampler"}) for t in tables}
     assert len(settings) <= 1
 

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from rcgrpo.cli import app
 from rcgrpo.config import load_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+EVERY = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+RECIPES = [path for path in EVERY if load_recipe(path).ablation is None]
+ABLATIONS = [path for path in EVERY if path not in RECIPES]
 PAPER = [path for path in RECIPES if path.name.startswith("paper-")]
 
 
@@ -19,9 +21,25 @@ def test_a_dry_run_plans_every_stage_and_row(path, tmp_path):
     assert done.exit_code == 0, done.output
     recipe = load_recipe(path)
     planned = json.loads(done.stdout.splitlines()[-1])["plan"]
-    assert planned == [*recipe.order(), *(f"evaluate {row.row}" for row in recipe.evaluate.rows)]
+    rows = {policy: [r.row for r in recipe.evaluate.rows if r.policy == policy] for policy in ["base", *recipe.stages]}
+    measured = {f"{names[0]}" if len(names) == 1 else f"{p} ({len(names)} rows)" for p, names in rows.items() if names}
+    assert planned[: len(recipe.stages)] == recipe.order()
+    assert sorted(planned[len(recipe.stages) :]) == sorted(f"evaluate {title}" for title in measured)
     assert recipe.name == path.stem
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_every_arm_of_an_ablation_is_planned_and_no_stage_is_made_in_vain(path, tmp_path):
+    done = CliRunner().invoke(app, ["ablate", str(path), "--dry-run", "--json", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    recipe = load_recipe(path)
+    left = json.loads(done.stdout.splitlines()[-1])["left"]
+    for seed in recipe.ablation.seeds:
+        planned = [title.removeprefix(f"seed {seed}: ") for title in left if title.startswith(f"seed {seed}: ")]
+        assert set(recipe.stages) <= set(planned)
+        assert len(planned) == len(recipe.stages) + len({arm.policy for arm in recipe.ablation.arms})
+    assert recipe.name == path.stem
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from rcgrpo.errors import UserError
-from rcgrpo.policy import scoring
+from rcgrpo.policy import branching, scoring
 from rcgrpo.policy.packing import ScoringBatch, microbatches
 from rcgrpo.policy.scoring import Scorer, reference_scores
 from tiny_models import ARCHITECTURES, full_forward_logprobs, random_ids, tiny_model, with_exact_norms
@@ -73,8 +73,8 @@ def test_scores_equal_plain_forwards_of_each_sequence(name, attention):
     model = tiny_model(name, attn_implementation=attention)
     sequences, masks, groups = episodes()
     batch = ScoringBatch.pack(sequences, masks, groups)
-    for shared in (True, False):
-        scores = Scorer(model, shared_prefix=shared)(batch, temperature=0.7)
+    for options in ({}, {"packed": False}, {"shared_prefix": False}):
+        scores = Scorer(model, **options)(batch, temperature=0.7)
         assert scores.logprobs_BL[~batch.mask_BL].abs().sum() == 0 == scores.entropy_BL[~batch.mask_BL].abs().sum()
         assert not scores.entropy_BL.requires_grad
         for row, (ids, mask) in enumerate(zip(sequences, masks, strict=True)):
@@ -107,7 +107,9 @@ def test_gradients_equal_those_of_the_ordinary_forward(name, monkeypatch):
     batch = ScoringBatch.pack(*episodes())
     ordinary = gradients(model, batch, shared_prefix=False)
     assert max(g.abs().max().item() for g in ordinary) > 0.1
-    for options in ({}, {"checkpoint": True}, {"logits_chunk": 7}, {"shared_prefix": False, "checkpoint": True}):
+    whole = {"shared_prefix": False, "checkpoint": True}
+    two_passes = ({"packed": False}, {"packed": False, "checkpoint": True})
+    for options in ({}, {"checkpoint": True}, {"logits_chunk": 7}, *two_passes, whole):
         assert largest_difference(ordinary, gradients(model, batch, **options)) < 1e-12, options
 
     kept = scoring._Prefixes.update
@@ -116,7 +118,31 @@ def test_gradients_equal_those_of_the_ordinary_forward(name, monkeypatch):
         return kept(self, key_states.detach(), value_states.detach(), layer_idx, *args, **kwargs)
 
     monkeypatch.setattr(scoring._Prefixes, "update", detached)
+    assert largest_difference(ordinary, gradients(model, batch, packed=False)) > 1e-3
+
+    backward = branching._backward
+
+    def without_prefix(*args, **kwargs):
+        d_query, d_key, d_value = backward(*args, **kwargs)
+        causal = args[7]
+        return (d_query, d_key, d_value) if causal else (d_query, d_key.zero_(), d_value.zero_())
+
+    monkeypatch.setattr(branching, "_backward", without_prefix)
     assert largest_difference(ordinary, gradients(model, batch)) > 1e-3
+
+
+def test_a_packed_row_holds_every_token_once():
+    sequences, masks, groups = episodes()
+    batch = ScoringBatch.pack(sequences, masks, groups)
+    packed, columns_BL, ids_S, positions_S = batch.in_one_row()
+    assert [group.prefix for group in packed] == batch.prefix_length_N.tolist()
+    assert len(ids_S) == batch.prefix_length_N.sum() + batch.length_B.sum() < sum(map(len, sequences))
+    for row, (ids, group) in enumerate(zip(sequences, batch.group_B, strict=True)):
+        start = len(ids) - int(batch.length_B[row])
+        columns = columns_BL[row, : int(batch.length_B[row])]
+        assert ids_S[columns].tolist() == ids[start:]
+        assert positions_S[columns].tolist() == list(range(start, len(ids)))
+        assert start == batch.prefix_length_N[group]
 
 
 def test_checkpointing_recomputes_the_layers_and_leaves_them_as_they_were():
@@ -124,11 +150,14 @@ def test_checkpointing_recomputes_the_layers_and_leaves_them_as_they_were():
     calls = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     batch = ScoringBatch.pack(*episodes())
-    gradients(model, batch)
-    plain = len(calls)
-    gradients(model, batch, checkpoint=True)
-    assert (plain, len(calls) - plain) == (2, 4)
-    assert "forward" not in vars(model.model.layers[0])
+    for packed, passes in ((True, 1), (False, 2)):
+        calls.clear()
+        gradients(model, batch, packed=packed)
+        plain = len(calls)
+        gradients(model, batch, packed=packed, checkpoint=True)
+        assert (plain, len(calls) - plain) == (passes, 2 * passes)
+        assert "forward" not in vars(model.model.layers[0])
+        assert model.config._attn_implementation == "sdpa"
 
 
 def lora(model):

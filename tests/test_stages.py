@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from light_world import ROOMS, Light, light_recipe, light_task
+from light_world import ROOMS, Light, drawn_jobs, light_recipe, light_task
 from rcgrpo.config import Recipe
 from rcgrpo.episodes.store import read_episodes, write_episodes
 from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling, StopReason
@@ -21,7 +21,7 @@ from rcgrpo.stages.collect import collect
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.evaluate import evaluation_jobs, replay, summarise
 from rcgrpo.stages.finetune import finetune
-from rcgrpo.stages.reinforce import draw_jobs, reinforce
+from rcgrpo.stages.reinforce import reinforce
 from rcgrpo.stages.rollout import Job, ModelFailure
 from rcgrpo.stages.run import run_stage
 from rcgrpo.stages.setup import player_for
@@ -310,7 +310,7 @@ def test_the_samplers_differ_in_tokens_alone(lights):
         sampler = {"kind": kind, **({"p": 0.5} if kind == "iid" else {})}
         recipe = light_recipe(lights, stages={"grpo": {**RCGRPO, "sampler": sampler}})
         tasks = [recipe.suite.task(i) for i in recipe.suite.split().pools["train"]]
-        both[kind] = [job for step in range(2) for job in draw_jobs(tasks, recipe.stages["grpo"], step, 0, 0, 1)]
+        both[kind] = [job for step in range(2) for job in drawn_jobs(tasks, recipe.stages["grpo"], step, 0, 0, 1)]
     strip = lambda jobs: [(j.task.id, j.group_id, j.index, j.sampling) for j in jobs]  # noqa: E731
     assert strip(both["iid"]) == strip(both["fixed"])
     assert {j.token for j in both["fixed"]} == {None}
@@ -322,8 +322,8 @@ def test_processes_share_out_the_groups_of_one_batch(lights):
     recipe = light_recipe(lights, stages={"grpo": RCGRPO})
     tasks = [recipe.suite.task(i) for i in recipe.suite.split().pools["train"]]
     key = lambda j: (j.group_id, j.index, j.token, j.sampling.seed, j.task.id)  # noqa: E731
-    alone = [key(j) for j in draw_jobs(tasks, recipe.stages["grpo"], 5, 7, 0, 1)]
-    shared = [key(j) for rank in range(2) for j in draw_jobs(tasks, recipe.stages["grpo"], 5, 7, rank, 2)]
+    alone = [key(j) for j in drawn_jobs(tasks, recipe.stages["grpo"], 5, 7, 0, 1)]
+    shared = [key(j) for rank in range(2) for j in drawn_jobs(tasks, recipe.stages["grpo"], 5, 7, rank, 2)]
     assert sorted(map(str, alone)) == sorted(map(str, shared))
 
 

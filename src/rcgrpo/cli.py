@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -53,6 +54,18 @@ def bars() -> Progress:
     )
 
 
+def watcher(progress: Progress) -> Callable[[str, int, int], None]:
+    """Shows a bar for each piece of work by its title, done and total."""
+    tasks: dict[str, Any] = {}
+
+    def watch(title: str, done: int, total: int) -> None:
+        if title not in tasks:
+            tasks[title] = progress.add_task(title, total=None)
+        progress.update(tasks[title], completed=done, total=total or None)
+
+    return watch
+
+
 @app.command()
 def run(
     recipe_path: RecipePath,
@@ -74,6 +87,8 @@ def run(
     from rcgrpo.stages.run import default_jobs, forget, plan, run_recipe
 
     recipe = load_recipe(recipe_path, overrides)
+    if recipe.ablation is not None:
+        raise UserError(f"{recipe_path} has a table [ablation]: use rcgrpo ablate {recipe_path}")
     directory = RunDirectory(out or Path("runs") / recipe.name)
     if dry_run:
         directory.check(recipe, redo or [])
@@ -84,19 +99,103 @@ def run(
         return
     directory.prepare(recipe, redo or [])
     forget(directory, recipe, redo or [])
+    jobs = jobs or default_jobs(recipe)
     with bars() as progress:
-        tasks: dict[str, Any] = {}
-
-        def watch(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title, total=None)
-            progress.update(tasks[title], completed=done, total=total or None)
-
-        rows = run_recipe(directory, recipe, jobs=jobs or default_jobs(recipe), processes=processes, watch=watch)
+        rows = run_recipe(directory, recipe, jobs=jobs, processes=processes, watch=watcher(progress))
     report = write_report(directory.path)
     print_table(rows, log)
     log.print(f"report: {report}", highlight=False)
     emit({"run_dir": str(directory.path), "report": str(report), "table": rows}, as_json=as_json)
+
+
+@app.command()
+def ablate(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    seeds: Annotated[str | None, typer.Option(help="How many of the planned seeds, or a list: 0,1,2.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Arm to run, by its row; repeatable. Default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the seeds' runs; runs/<name> if absent.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Results file; OUT/results.json if absent.")] = None,
+    redo: Annotated[list[str] | None, typer.Option(help="Stage to do again in the chosen seeds; repeatable.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Pieces of work at once; default: as for run.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes (GPUs) per training stage.")] = 1,
+    plan_only: Annotated[
+        bool, typer.Option(help="Write the plan, to be committed before the runs; run nothing.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print arms, budgets and what is left; do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the ablation of a recipe: every arm under every seed, each evaluated under every token."""
+    from rcgrpo.config import load_recipe
+    from rcgrpo.experiments.ablate import ablate as run_ablation
+    from rcgrpo.experiments.ablate import work_left
+    from rcgrpo.experiments.plan import ablation_of, chosen_arms, chosen_seeds, plan_of
+    from rcgrpo.experiments.results import open_results, write_results
+    from rcgrpo.report.rows import print_plan
+    from rcgrpo.stages.run import default_jobs
+
+    recipe = load_recipe(recipe_path, overrides)
+    table = ablation_of(recipe)
+    chosen, arms = chosen_seeds(table, seeds), chosen_arms(table, only or [])
+    folder = out or Path("runs") / recipe.name
+    path = results or folder / "results.json"
+    plan = plan_of(recipe)
+    changes = "".join(f" --set {shlex.quote(change)}" for change in overrides or [])
+    known = open_results(path, plan, f"rcgrpo ablate {recipe_path}{changes}")
+    if dry_run or plan_only:
+        print_plan(plan, log)
+        if plan_only:
+            write_results(path, known)
+            log.print(f"plan: {path}; commit it before the runs start", highlight=False)
+        left = [work.title for work in work_left(recipe, folder, known, chosen, arms, processes, redo or [])]
+        log.print(f"left: {len(left)} pieces of work", highlight=False)
+        emit({"results": str(path), "digest": plan["digest"], "left": left}, as_json=as_json)
+        return
+    with bars() as progress:
+        found = run_ablation(
+            recipe, folder, path, known, chosen, arms, jobs=jobs or default_jobs(recipe), processes=processes,
+            redo=redo or [], watch=watcher(progress),
+        )  # fmt: skip
+    show_ablation(found, path, folder / "report.html", as_json=as_json)
+
+
+def show_ablation(found: dict[str, Any], path: Path, page: Path, *, as_json: bool) -> None:
+    """Print an ablation's table and comparisons, write its page, and emit the result."""
+    from rcgrpo.report.ablation import write_ablation_report
+    from rcgrpo.report.rows import print_ablation
+
+    write_ablation_report(found, page)
+    print_ablation(found, log)
+    log.print(f"results: {path}\nreport: {page}", highlight=False)
+    emit(
+        {
+            "results": str(path),
+            "report": str(page),
+            "cells": len(found["cells"]),
+            "comparisons": found["comparisons"],
+        },
+        as_json=as_json,
+    )
+
+
+@app.command("results")
+def results_command(
+    path: Annotated[Path, typer.Argument(help="Results file of an ablation.")],
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="Results file of the same plan to join to it; repeatable.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="The page to write; default: FILE with .html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print an ablation's results file and draw its page; --merge first joins cells measured elsewhere to it."""
+    from rcgrpo.experiments.results import merge as join
+    from rcgrpo.experiments.results import read_results, write_results
+
+    found = read_results(path)
+    if merge:
+        found = join(found, [(other, read_results(other)) for other in merge])
+        write_results(path, found)
+    show_ablation(found, path, page or path.with_suffix(".html"), as_json=as_json)
 
 
 @app.command(hidden=True)
@@ -109,12 +208,12 @@ def stage(run_dir: RunPath, name: str) -> None:
 
 
 @app.command(hidden=True)
-def row(run_dir: RunPath, name: str) -> None:
-    """Measure one row of a prepared run's table in this process (what `run` starts)."""
+def row(run_dir: RunPath, names: list[str]) -> None:
+    """Measure rows of a prepared run's table in this process (what `run` starts)."""
     from rcgrpo.stages.directory import RunDirectory
     from rcgrpo.stages.run import run_rows
 
-    run_rows(RunDirectory.open(run_dir), [name])
+    run_rows(RunDirectory.open(run_dir), names)
 
 
 @app.command("eval")
@@ -158,6 +257,56 @@ def evaluate(
     }
     print_table([result], log)
     emit(result, as_json=as_json)
+
+
+@app.command()
+def diagnose(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub name, or base (the recipe's model).")],
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Stage 2 to predict groups of; default: the recipe's own.")] = None,
+    tasks: Annotated[int, typer.Option(min=8, help="Tasks to roll out.")] = 32,
+    group: Annotated[
+        int | None, typer.Option(help="Rollouts of each task under each token; default: twice the stage's group_size.")
+    ] = None,
+    temperatures: Annotated[
+        str | None, typer.Option(help="Others to measure too: 1.2,1.5, or none; default: 1.3 times the stage's.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="Pool of the split; default: the stage's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws tasks and rollouts; default: the recipe's.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write diagnose.json and diagnose.html into this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Before spending GPU hours: roll out a few groups under each token; predict flat groups, and say what to do."""
+    from rcgrpo.config import load_recipe
+    from rcgrpo.experiments.diagnose import diagnose as diagnose_checkpoint
+    from rcgrpo.experiments.diagnose import plan_diagnosis
+    from rcgrpo.report.diagnosis import print_diagnosis, write_diagnosis
+
+    if device not in (None, "auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: choose auto, cpu or cuda")
+    recipe = load_recipe(recipe_path, overrides)
+    others = None if temperatures is None else parse_temperatures(temperatures)
+    plan = plan_diagnosis(recipe, stage=stage, tasks=tasks, rollouts=group, temperatures=others, pool=pool, seed=seed)
+    try:
+        with bars() as progress:
+            found = diagnose_checkpoint(checkpoint, recipe, plan, device=device, watch=watcher(progress))
+    except KeyboardInterrupt:
+        log.print("stopped; nothing was written", highlight=False)
+        raise typer.Exit(130) from None
+    print_diagnosis(found, Console())
+    if out is not None:
+        log.print(f"report: {write_diagnosis(found, out)}", highlight=False)
+    emit(found, as_json=as_json)
+
+
+def parse_temperatures(text: str) -> list[float]:
+    """Numbers separated by commas, or ``none``."""
+    try:
+        return [] if text == "none" else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--temperatures {text!r}: give numbers separated by commas, or none") from None
 
 
 @app.command()

@@ -43,14 +43,19 @@ def condition(messages: Sequence[Message], token: RewardToken | None) -> list[Me
 class TokenSampler(BaseModel):
     """Draws the reward token of every rollout of a group.
 
-    The three ways, each with a constructor: :meth:`iid` (the paper), :meth:`stratified`, :meth:`fixed`.
+    Three ways have a constructor: :meth:`iid` (the paper), :meth:`stratified`, :meth:`fixed`. The fourth, ``gated``,
+    starts each group with probes under high and mixes tokens after them only where that makes a flat group less
+    likely, by the success measured so far (``rcgrpo.algorithm.gating``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    kind: Literal["iid", "stratified", "fixed"]
+    kind: Literal["iid", "stratified", "fixed", "gated"]
     p: float | None = Field(default=None, ge=0, le=1)
-    """``iid``: probability of high (the paper: 0.5). ``stratified``: share of high, ``round(p * G)`` of G."""
+    """``iid``: probability of high (the paper: 0.5). ``stratified``: share of high, ``round(p * G)`` of G.
+    ``gated``: the same share, probes included, in the groups that mix."""
+    probe: int | None = Field(default=None, ge=1)
+    """``gated``: rollouts under high that each group begins with; absent: 2."""
     token: RewardToken | None = None
     """``fixed``: the token of every rollout; none is plain GRPO."""
 
@@ -60,6 +65,8 @@ class TokenSampler(BaseModel):
             raise ValueError("p has no meaning for kind = 'fixed': remove it")
         if self.kind != "fixed" and self.token is not None:
             raise ValueError(f"token has no meaning for kind = '{self.kind}': remove it")
+        if self.kind != "gated" and self.probe is not None:
+            raise ValueError(f"probe has no meaning for kind = '{self.kind}': remove it")
         return self
 
     @classmethod
@@ -77,10 +84,17 @@ class TokenSampler(BaseModel):
         """The same token (or none) for all: plain GRPO."""
         return cls(kind="fixed", token=RewardToken(token) if token is not None else None)
 
+    @property
+    def draws_low(self) -> bool:
+        """Whether any rollout may be conditioned on low."""
+        return self.kind != "fixed" or self.token is RewardToken.LOW
+
     def sample(self, group_size: int, seed: int | str) -> list[RewardToken | None]:
         """Tokens of one group, a function of ``seed`` alone (the caller mixes in step and group id)."""
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1, not {group_size}")
+        if self.kind == "gated":
+            raise ValueError("the tokens of a gated group depend on its probes: use after_probes")
         rng = random.Random(seed)
         p = 0.5 if self.p is None else self.p
         if self.kind == "fixed":
@@ -88,8 +102,25 @@ class TokenSampler(BaseModel):
         if self.kind == "iid":
             return [RewardToken.HIGH if rng.random() < p else RewardToken.LOW for _ in range(group_size)]
         high = int(p * group_size + 0.5)
-        tokens: list[RewardToken | None] = [
-            RewardToken.HIGH if i < high else RewardToken.LOW for i in range(group_size)
-        ]
-        rng.shuffle(tokens)
-        return tokens
+        return _shuffled(high, group_size - high, rng)
+
+    @property
+    def probes(self) -> int:
+        """``gated``: rollouts under high that a group begins with."""
+        return 2 if self.probe is None else self.probe
+
+    def after_probes(self, group_size: int, seed: int | str) -> list[RewardToken | None]:
+        """``gated``: tokens of the rollouts after the probes in a group that mixes; at least one is low."""
+        high = int((0.5 if self.p is None else self.p) * group_size + 0.5)
+        if not self.probes <= high < group_size:
+            raise ValueError(
+                f"a gated group of {group_size} that mixes has {high} rollouts under high; choose p, probe and the "
+                f"group's size so that the {self.probes} probes are among them and one rollout is left for low"
+            )
+        return _shuffled(high - self.probes, group_size - high, random.Random(seed))
+
+
+def _shuffled(high: int, low: int, rng: random.Random) -> list[RewardToken | None]:
+    tokens: list[RewardToken | None] = [*[RewardToken.HIGH] * high, *[RewardToken.LOW] * low]
+    rng.shuffle(tokens)
+    return tokens

@@ -27,6 +27,7 @@ def group_advantages(
     scale: Scale = "std",
     baseline: Baseline = "group",
     tokens: Labels | None = None,
+    virtual_reward: float | None = None,
 ) -> Tensor:
     """The advantage of every episode over its group (paper, section 3): ``A_j = (R_j - mean) / (std + eps)``.
 
@@ -43,6 +44,9 @@ def group_advantages(
             only says "high beats low"; the scale remains the group's. ``leave_one_out``: the mean of the other
             episodes of the group (RLOO), 0 for a group of one.
         tokens: N labels; needed by, and only by, ``baseline="token"``.
+        virtual_reward: count one more episode with this reward in mean and standard deviation of every group
+            (NGRPO, arXiv 2509.18851, with the largest reward, 1): a group of failures then gets ``-1 / sqrt(G)``
+            each. NGRPO's code takes the sample standard deviation; here it is the population one, as everywhere.
 
     Returns:
         Shape (N,), without gradient; float64 for float64 rewards, else float32.
@@ -50,6 +54,8 @@ def group_advantages(
     Raises:
         ValueError: lengths differ, a reward is not finite, or ``tokens`` and ``baseline`` do not fit.
     """
+    if virtual_reward is not None and baseline == "token":
+        raise ValueError("virtual_reward has no token, so it does not go with baseline='token'")
     if scale not in get_args(Scale):
         raise ValueError(f"scale must be one of {get_args(Scale)}, not {scale!r}")
     if baseline not in get_args(Baseline):
@@ -58,6 +64,8 @@ def group_advantages(
         raise ValueError(f"tokens go with baseline='token'; baseline is {baseline!r}, tokens are {tokens!r}")
     rewards_N = _checked(rewards)
     index_N, size = group_index(group_ids, rewards_N)
+    real = len(rewards_N)
+    rewards_N, index_N = _with_virtual(rewards_N, index_N, size, virtual_reward)
     centred_N = _centred(rewards_N, index_N, size)
     std_N = segment_mean(centred_N.square(), index_N, size).sqrt()[index_N]
     if tokens is not None:
@@ -65,17 +73,27 @@ def group_advantages(
     elif baseline == "leave_one_out":
         members_N = torch.bincount(index_N, minlength=size)[index_N]
         centred_N = centred_N * members_N / (members_N - 1).clamp(min=1)
-    return centred_N / (std_N + eps) if scale == "std" else centred_N
+    return (centred_N / (std_N + eps) if scale == "std" else centred_N)[:real]
 
 
-def zero_variance(rewards: Tensor, group_ids: Labels) -> Tensor:
+def zero_variance(rewards: Tensor, group_ids: Labels, *, virtual_reward: float | None = None) -> Tensor:
     """Mark the episodes of flat groups, those whose rewards are all equal. Shape (N,), bool.
 
-    Such a group has no policy gradient (paper, proposition 4.2): all its advantages are 0.
+    Such a group has no policy gradient (paper, proposition 4.2): all its advantages are 0. ``virtual_reward``: as
+    in :func:`group_advantages`, one more member of every group.
     """
     rewards_N = _checked(rewards)
     index_N, size = group_index(group_ids, rewards_N)
-    return _flat(rewards_N, index_N, size)[index_N]
+    all_N, all_index_N = _with_virtual(rewards_N, index_N, size, virtual_reward)
+    return _flat(all_N, all_index_N, size)[index_N]
+
+
+def _with_virtual(rewards_N: Tensor, index_N: Tensor, size: int, virtual_reward: float | None) -> tuple[Tensor, Tensor]:
+    """One more member per group at the end, if there is a virtual reward."""
+    if virtual_reward is None:
+        return rewards_N, index_N
+    virtual_K = rewards_N.new_full((size,), virtual_reward)
+    return torch.cat([rewards_N, virtual_K]), torch.cat([index_N, torch.arange(size, device=index_N.device)])
 
 
 def group_index(labels: Labels, rewards_N: Tensor) -> tuple[Tensor, int]:

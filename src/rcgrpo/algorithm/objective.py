@@ -32,7 +32,7 @@ class Loss(NamedTuple):
     surrogate: Tensor
     """Scalar, aggregated, without gradient."""
     kl: Tensor
-    """Scalar, aggregated like the loss, without gradient; 0 where ``beta`` is 0."""
+    """Scalar, aggregated like the loss but not weighted by beta, without gradient; 0 where ``beta`` is 0."""
     clipped: Tensor
     """Shape (B, L), bool."""
 
@@ -152,7 +152,7 @@ def rc_grpo_loss(
     advantages_B: Tensor,
     mask_BL: Tensor,
     *,
-    beta: float = 0.1,
+    beta: float | Tensor = 0.1,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     aggregation: Aggregation = "token",
@@ -171,6 +171,7 @@ def rc_grpo_loss(
         ref_logprobs_BL: of the stage-1 policy under the same reward tokens; may be None where ``beta`` is 0.
         advantages_B: see :func:`rcgrpo.algorithm.advantages.group_advantages`; (B, L) is taken too.
         mask_BL: true on trained tokens.
+        beta: weight of the KL; a tensor of shape (B,) weighs each episode's own.
         aggregation, max_length: see :func:`aggregate`.
         zero_variance: what flat groups do, whose advantages are 0. ``keep``: they give a KL term and count in
             the denominator. ``drop``: neither; the batch is as if they had not been sampled.
@@ -182,7 +183,8 @@ def rc_grpo_loss(
     Raises:
         ValueError: shapes that do not fit, or an argument that the options need is missing.
     """
-    if beta != 0 and ref_logprobs_BL is None:
+    regularised = bool(beta.any()) if isinstance(beta, Tensor) else beta != 0
+    if regularised and ref_logprobs_BL is None:
         raise ValueError(f"beta = {beta} needs ref_logprobs_BL")
     kept_BL, keep_B = mask_BL.bool(), None
     if zero_variance == "drop":
@@ -199,12 +201,16 @@ def rc_grpo_loss(
         logprobs_BL, old_logprobs_BL, advantages_B, kept_BL, clip_low=clip_low, clip_high=clip_high
     )
     surrogate = aggregate(surrogate_BL, kept_BL, aggregation, max_length=max_length, denominator=denominator)
-    if beta == 0 or ref_logprobs_BL is None:
+    if not regularised or ref_logprobs_BL is None:
         return Loss(-surrogate, surrogate.detach(), torch.zeros_like(surrogate), clipped_BL)
     _same_shape(logprobs_BL, ref_logprobs=ref_logprobs_BL)
     kl_BL = kl_k3(logprobs_BL.masked_fill(~kept_BL, 0.0), ref_logprobs_BL.detach().masked_fill(~kept_BL, 0.0))
     kl = aggregate(kl_BL, kept_BL, aggregation, max_length=max_length, denominator=denominator)
-    return Loss(beta * kl - surrogate, surrogate.detach(), kl.detach(), clipped_BL)
+    penalty = beta * kl
+    if isinstance(beta, Tensor):
+        weighted_BL = beta.unsqueeze(-1) * kl_BL
+        penalty = aggregate(weighted_BL, kept_BL, aggregation, max_length=max_length, denominator=denominator)
+    return Loss(penalty - surrogate, surrogate.detach(), kl.detach(), clipped_BL)
 
 
 def _same_shape(reference: Tensor, **others: Tensor) -> None:

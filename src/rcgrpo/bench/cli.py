@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -133,3 +134,24 @@ def decode(
     around = _start(threads)
     result = bench_decode(_numbers(batches, "--batches"), pairs, new=16 if quick else 48)
     _report(result, around, pairs=pairs, as_json=as_json)
+
+
+@app.command()
+def gpu(
+    model: Annotated[str, typer.Option(help="qwen2.5-7b or llama-3.1-8b (small and tiny also run on a CPU).")],
+    part: Annotated[str, typer.Option(help="Parts, separated by commas; all by default.")] = "",
+    budget_seconds: Annotated[float, typer.Option(min=1, help="No piece starts after so many seconds.")] = 540,
+    out: Annotated[Path, typer.Option(help="Folder of the JSON file, which is rewritten after every piece.")] = Path(
+        "docs/results/gpu"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Correctness, rollouts, updates, steps and peers at 7B shape with random weights, on one GPU (docs/gpu.md)."""
+    from rcgrpo.bench.gpu import PARTS, bench_gpu, result_path
+
+    parts = part.split(",") if part else list(PARTS)
+    path = result_path(out, model, parts)
+    result = bench_gpu(model, parts, path, budget_seconds)
+    log.print(f"written to {path}", highlight=False)
+    if as_json:
+        print(json.dumps(result), flush=True)

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from rcgrpo.bench.measure import rounded
+from rcgrpo.bench.measure import Timed, compare, rounded
 from rcgrpo.bench.workloads import random_model
 from rcgrpo.episodes.types import Sampling
 from rcgrpo.policy import engine
@@ -30,24 +30,29 @@ class _Clock(LogitsProcessor):
     """Notes when each token of ``generate`` is drawn."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[Timed] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore
-        self.times.append(time.perf_counter())
+        self.times.append(_now())
         return scores
 
 
-def _step(times: list[float]) -> float:
-    """Seconds of one decode step: the median interval, so that what others take from the machine matters little."""
-    return statistics.median(b - a for a, b in pairwise(times))
+def _now() -> Timed:
+    return Timed(time.perf_counter(), time.process_time())
 
 
-def _ours(model: PreTrainedModel, prompts: list[list[int]], new: int) -> float:
-    times: list[float] = []
+def _step(times: list[Timed]) -> Timed:
+    """One decode step: the median interval, so that what others take from the machine matters little."""
+    wall = statistics.median(b.wall - a.wall for a, b in pairwise(times))
+    return Timed(wall, statistics.median(b.cpu - a.cpu for a, b in pairwise(times)))
+
+
+def _ours(model: PreTrainedModel, prompts: list[list[int]], new: int) -> Timed:
+    times: list[Timed] = []
 
     def clocked(*args: Any) -> Any:
         if len(args[1]) == len(prompts):  # all rows decode: prefill, in parts, is over
-            times.append(time.perf_counter())
+            times.append(_now())
         return draw(*args)
 
     async def generate() -> None:
@@ -65,7 +70,7 @@ def _ours(model: PreTrainedModel, prompts: list[list[int]], new: int) -> float:
     return _step(times)
 
 
-def _generate(model: PreTrainedModel, prompts: list[list[int]], new: int, cache: str) -> float:
+def _generate(model: PreTrainedModel, prompts: list[list[int]], new: int, cache: str) -> Timed:
     clock = _Clock()
     ids = torch.tensor(prompts)
     with torch.inference_mode():
@@ -128,7 +133,7 @@ def bench_decode(batches: list[int], pairs: int, new: int) -> dict[str, Any]:
         row: dict[str, Any] = {"batch": batch}
         for name, group in (("", GROUP), ("unshared_", 1)) if batch > 1 else (("", 1),):
             prompts = _prompts(batch, group, PROMPT)
-            times: dict[str, list[float]] = {"ours": [], "dynamic": [], "static": []}
+            times: dict[str, list[Timed]] = {"ours": [], "dynamic": [], "static": []}
             for _ in range(pairs):
                 times["ours"].append(_ours(model, prompts, new))
                 times["dynamic"].append(_generate(model, prompts, new, "dynamic"))
@@ -136,7 +141,7 @@ def bench_decode(batches: list[int], pairs: int, new: int) -> dict[str, Any]:
             row |= _figures(name, times)
             if not name:
                 flops, moved = _least_work(model, batch, group, PROMPT + new // 2)
-                seconds = statistics.median(times["ours"])
+                seconds = statistics.median(t.cpu for t in times["ours"])
                 row["matmul_share"] = rounded(flops / seconds / flops_peak)
                 row["copy_share"] = rounded(moved / seconds / bytes_peak)
         rows.append(row)
@@ -144,6 +149,7 @@ def bench_decode(batches: list[int], pairs: int, new: int) -> dict[str, Any]:
     return {
         "ratio": main["ratio"],
         "ratios": main["ratios"],
+        "cpu_ratio": main["cpu_ratio"],
         "ours_s": main["ours_ms"] / 1000,
         "peer_s": main["dynamic_ms"] / 1000,
         "batches": rows,
@@ -153,15 +159,18 @@ def bench_decode(batches: list[int], pairs: int, new: int) -> dict[str, Any]:
     }
 
 
-def _figures(prefix: str, times: dict[str, list[float]]) -> dict[str, Any]:
-    """``ratio``: dynamic over ours; ``static_ratio``: static over ours; medians over the pairs."""
-    ratios = {
-        peer: [theirs / ours for theirs, ours in zip(times[peer], times["ours"], strict=True)]
-        for peer in ("dynamic", "static")
-    }
-    return {
-        f"{prefix}ratio": rounded(statistics.median(ratios["dynamic"])),
-        f"{prefix}ratios": [rounded(r) for r in ratios["dynamic"]],
-        f"{prefix}static_ratio": rounded(statistics.median(ratios["static"])),
-        **{f"{prefix}{side}_ms": rounded(1000 * statistics.median(values)) for side, values in times.items()},
-    }
+def _figures(prefix: str, times: dict[str, list[Timed]]) -> dict[str, Any]:
+    """``ratio``: dynamic over ours; ``static_ratio``: static over ours; medians over the pairs.
+
+    By the clock, and as ``cpu_*`` by processor time, which other processes on the machine cannot take away.
+    """
+    figures: dict[str, Any] = {}
+    for name, peer in (("ratio", "dynamic"), ("static_ratio", "static")):
+        compared = compare(times["ours"], times[peer])
+        figures |= {f"{prefix}{name}": compared["ratio"], f"{prefix}cpu_{name}": compared["cpu_ratio"]}
+        if peer == "dynamic":
+            figures |= {f"{prefix}ratios": compared["ratios"], f"{prefix}cpu_ratios": compared["cpu_ratios"]}
+    for side, values in times.items():
+        figures[f"{prefix}{side}_ms"] = rounded(1000 * statistics.median(t.wall for t in values))
+        figures[f"{prefix}{side}_cpu_ms"] = rounded(1000 * statistics.median(t.cpu for t in values))
+    return figures

@@ -92,7 +92,7 @@ def workload(shape: Shape) -> Workload:
     prompts, group, about = (8, 8, 400) if shape == "small" else (2, 2, 250)
     suite = ToolWorldSuite(ToolWorldConfig(tools=32, two_domains=1.0))
     policy = load_policy(EMBEDDED, name="bench", device="cpu")
-    teach_reward_tokens(policy, 0)
+    teach_reward_tokens(policy)
     codec = Codec(policy.tokenizer, detail="compact")
     drawn = [_first_turn(task) for task in tasks_of(suite, suite.split(), "train", 4 * prompts)]
 

@@ -29,11 +29,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jsonschema
 from transformers.utils.chat_template_utils import (
@@ -225,6 +226,15 @@ class Suite(Protocol):
 
     def split(self) -> Split:
         """The pools of task ids, by the rule that the suite was configured with."""
+        ...
+
+
+@runtime_checkable
+class PretrainSuite(Suite, Protocol):
+    """A suite that can also make near misses, so that a base model can be pretrained on it."""
+
+    def corrupt(self, task: Task, rng: random.Random) -> list[list[Call]]:
+        """For each turn of ``task``, calls that are plausibly wrong, different from gold."""
         ...
 
 

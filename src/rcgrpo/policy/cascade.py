@@ -127,8 +127,11 @@ def attend(
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: query [T, heads, 1, D], key and value [T, kv_heads, own positions, D].
 
-    Without a ``cascade`` it is ordinary sdpa attention.
+    Without a ``cascade`` it is ordinary sdpa attention; where every row has one query only, by plain products, which
+    need no copy of the keys for each of the heads that share them.
     """
+    if cascade is None and query.shape[2] == 1:
+        return _one_query(query, key, value, attention_mask, scaling), None
     if cascade is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     slots, heads, _, width = query.shape
@@ -154,6 +157,16 @@ def attend(
     weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
     out_THRD = scatter(gather(weights_THRS[..., :reach]) @ prefix_values) + weights_THRS[..., reach:] @ value
     return out_THRD.reshape(slots, 1, heads, width), None
+
+
+def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    slots, heads, _, width = query.shape
+    query_THRD = query.reshape(slots, key.shape[1], -1, width) * (width**-0.5 if scaling is None else scaling)
+    scores_THRS = query_THRD @ key.transpose(-1, -2)
+    if mask is not None:
+        scores_THRS += mask
+    weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    return (weights_THRS @ value).reshape(slots, 1, heads, width)
 
 
 AttentionInterface.register(ATTENTION, attend)

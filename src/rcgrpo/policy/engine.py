@@ -310,9 +310,12 @@ class Engine:
         self._cache.aim(slice(top), slots_T, positions_T[:, None], valid_T1)
         seen_TS = torch.arange(reach, device=self._device) <= positions_T[:, None]
         cascade = self._cascade(rows, top, seen_TS)
-        mask_T11S = additive_mask(seen_TS[:, None, None], self._dtype) if cascade is None else cascade.mask_T11S
         if cascade is None:
             self._cache.look(slice(0, reach))
+            alike = min(positions) + 1 == reach  # every slot sees all
+            mask_T11S = None if alike else additive_mask(seen_TS[:, None, None], self._dtype)
+        else:
+            mask_T11S = cascade.mask_T11S
         logits_TV = self._logits(ids_T[:, None], positions_T[:, None], mask_T11S, cascade)
         self.forwards["decode"] += 1
         self.forwards["cascade"] += cascade is not None
@@ -348,7 +351,11 @@ class Engine:
         lengths = [length for _, length in groups]
         if len(groups) < len(rows):
             first = [rows[members[0]]._slot for members, _ in groups]
-            self._clusters = Clusters(self._cache.stacked(first, max(lengths)), lengths)
+            self._clusters = Clusters(self._stacked(first, max(lengths)), lengths)
+
+    def _stacked(self, slots: list[int], length: int) -> list[Tensor]:
+        """Where decode steps read the prefixes that begin these slots."""
+        return self._cache.stacked(slots, length)
 
     def _compacted(self, rows: list[Row]) -> list[Row]:
         """Sort by slot; where too many idle slots lie among the decoding ones, move the highest rows into them."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rcgrpo.errors import UserError
+from rcgrpo.policy.branching import Group
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,32 @@ class ScoringBatch:
                 )
         flat = torch.tensor([v for row in values for v in row], dtype=torch.float32, device=self.mask_BL.device)
         return torch.zeros(self.mask_BL.shape, device=flat.device).masked_scatter(self.mask_BL, flat)
+
+    def in_one_row(self) -> tuple[list[Group], Tensor, Tensor, Tensor]:
+        """The groups one after the other: each one's prefix, then its completions; nothing is padded.
+
+        Returns the lengths of each group's parts, the column of every place of ``ids_BL`` in the row [B, L] (beyond a
+        completion's end: of no meaning), and ids and positions of the row.
+        """
+        prefixes, lengths = self.prefix_length_N.tolist(), self.length_B.tolist()
+        members: list[list[int]] = [[] for _ in prefixes]
+        for i, n in enumerate(self.group_B.tolist()):
+            members[n].append(i)
+        groups, ids, positions, starts, end = [], [], [], [0] * len(lengths), 0
+        for n, rows in enumerate(members):
+            prefix = prefixes[n]
+            groups.append(Group(prefix, [lengths[i] for i in rows]))
+            ids.append(self.prefix_NP[n, :prefix])
+            positions.append(torch.arange(prefix))
+            end += prefix
+            for i in rows:
+                starts[i] = end
+                ids.append(self.ids_BL[i, : lengths[i]])
+                positions.append(torch.arange(prefix, prefix + lengths[i]))
+                end += lengths[i]
+        columns_BL = torch.tensor(starts)[:, None] + torch.arange(self.ids_BL.shape[1])
+        device = self.ids_BL.device
+        return groups, columns_BL.to(device), torch.cat(ids), torch.cat(positions).to(device)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """The sequences in full: (ids [B, S] padded on the right, start of each completion [B])."""

@@ -25,6 +25,12 @@ class Dice:
             self._block = self._generator.random(_BLOCK)[::-1].tolist()
         return self._block.pop()
 
+    def ahead(self, count: int) -> list[float]:
+        """The next ``count`` numbers; ``roll`` still gives them, one by one."""
+        while len(self._block) < count:
+            self._block = self._generator.random(_BLOCK)[::-1].tolist() + self._block
+        return self._block[: -count - 1 : -1]
+
 
 def _invert(weights_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     """Inverse CDF: the first index whose running sum exceeds u times the total. Zero weights are never drawn."""

@@ -1,7 +1,9 @@
 """Log-probabilities of given episodes, with gradients: for training, and without for the reference.
 
-The prompt that a group shares runs once, with its autograd graph; its keys and values are expanded to the group's
-members, and only the completions run on top. Both passes sit inside ONE ``forward``, because DDP and FSDP hook there.
+The prompt that a group shares runs once, with its autograd graph, and only the completions run on top. On a CPU whole
+groups stand in one packed row without padding (``branching``). Elsewhere prompts run first, their keys and values are
+expanded to the group's members, and padded completions follow: two passes, but inside ONE ``forward``, because DDP and
+FSDP hook there.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 
 from rcgrpo.errors import UserError
-from rcgrpo.policy.architecture import additive_mask, architecture, at_least_float32
+from rcgrpo.policy import branching
+from rcgrpo.policy.architecture import Architecture, additive_mask, architecture, at_least_float32
 from rcgrpo.policy.packing import ScoringBatch
 
 
@@ -69,15 +72,22 @@ class Scorer(nn.Module):
     """Scores episodes under ``model``, a causal LM, bare or with LoRA. Its dropout must be 0.
 
     ``shared_prefix``: run what a group shares once; False runs whole sequences (slower; the oracle).
+    ``packed``: of the two ways to share, the packed row; None: wherever it works, on a CPU with sdpa attention.
     ``logits_chunk``: trained tokens whose logits live at once; each chunk is recomputed in the backward pass.
     ``checkpoint``: recompute each layer in the backward pass instead of keeping its activations.
     """
 
     def __init__(
-        self, model: nn.Module, *, shared_prefix: bool = True, logits_chunk: int = 1024, checkpoint: bool = False
+        self,
+        model: nn.Module,
+        *,
+        shared_prefix: bool = True,
+        packed: bool | None = None,
+        logits_chunk: int = 1024,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.packed = model, packed
         self.shared_prefix, self.logits_chunk, self.checkpoint = shared_prefix, logits_chunk, checkpoint
         arch = architecture(model)  # checks it
         options = arch.config.to_dict()
@@ -92,15 +102,34 @@ class Scorer(nn.Module):
         """Score the trained tokens of ``batch`` at ``temperature`` (> 0; score greedy episodes at 1)."""
         if temperature <= 0:
             raise UserError(f"temperature={temperature}: scoring needs one above 0; greedy episodes are scored at 1")
-        with self._layers_checkpointed():
-            hidden_BLD = self._shared(batch) if self.shared_prefix else self._whole(batch)
         trained_BL = batch.mask_BL
         before_BL = trained_BL.roll(-1, dims=1)  # the position that predicts a token is the one before it
-        logprobs_T, entropy_T = self._head(hidden_BLD[before_BL], batch.ids_BL[trained_BL], temperature)
+        if self.shared_prefix and self._packs(batch):
+            hidden_TD = self._packed(batch, before_BL)
+        else:
+            with self._layers_checkpointed(architecture(self.model)):
+                hidden_BLD = self._shared(batch) if self.shared_prefix else self._whole(batch)
+            hidden_TD = hidden_BLD[before_BL]
+        logprobs_T, entropy_T = self._head(hidden_TD, batch.ids_BL[trained_BL], temperature)
         logprobs_BL, entropy_BL = (logprobs_T.new_zeros(trained_BL.shape) for _ in range(2))
         return Scores(
             logprobs_BL.masked_scatter(trained_BL, logprobs_T), entropy_BL.masked_scatter(trained_BL, entropy_T)
         )
+
+    def _packs(self, batch: ScoringBatch) -> bool:
+        if self.packed is not None:
+            return self.packed
+        return batch.ids_BL.device.type == "cpu" and architecture(self.model).config._attn_implementation == "sdpa"
+
+    def _packed(self, batch: ScoringBatch, wanted_BL: Tensor) -> Tensor:
+        """Last hidden states [T, D] at the wanted positions of the completions, all groups in one row."""
+        arch = architecture(self.model)
+        groups, columns_BL, ids_S, positions_S = batch.in_one_row()
+        with _attending(arch.config, branching.ATTENTION), self._layers_checkpointed(arch):
+            hidden_1SD = arch.decoder(
+                input_ids=ids_S[None], position_ids=positions_S[None], use_cache=False, groups=groups
+            ).last_hidden_state
+        return hidden_1SD[0, columns_BL[wanted_BL]]
 
     def _shared(self, batch: ScoringBatch) -> Tensor:
         """Last hidden states [B, L, D] of the completions: prefixes first, completions on top of them."""
@@ -145,20 +174,38 @@ class Scorer(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     @contextmanager
-    def _layers_checkpointed(self) -> Iterator[None]:
+    def _layers_checkpointed(self, arch: Architecture) -> Iterator[None]:
         """Let each decoder layer recompute itself in the backward pass.
 
         The checkpointing of transformers switches the cache off, so the layers' ``forward`` is wrapped here. The
         cache's keys and values stay: they are outputs of the layer, like its hidden states.
         """
-        layers = architecture(self.model).layers if self.checkpoint and torch.is_grad_enabled() else []
+        layers = arch.layers if self.checkpoint and torch.is_grad_enabled() else []
+        attention = str(arch.config._attn_implementation)
         for layer in layers:
-            layer.forward = partial(_recomputed, layer.forward)
+            layer.forward = partial(_recomputed, partial(_under, arch.config, attention, layer.forward))
         try:
             yield
         finally:
             for layer in layers:
                 del layer.forward
+
+
+@contextmanager
+def _attending(config: PretrainedConfig, attention: str) -> Iterator[None]:
+    """Within: the model of ``config`` attends by this function."""
+    before = config._attn_implementation
+    config._attn_implementation = attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _under(config: PretrainedConfig, attention: str, function, *args, **kwargs):
+    """``function(...)`` with this attention, also where the backward pass calls it once more."""
+    with _attending(config, attention):
+        return function(*args, **kwargs)
 
 
 def _recomputed(function, *args, **kwargs):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -118,29 +119,50 @@ def draw(label: str, name: str, curves: Sequence[Curve], *, share: bool = False)
         name: unique on the page; the ids inside the drawing start with it.
         share: the axis runs from 0 to 1.
     """
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = Figure(figsize=(3.5, 2.1), layout="constrained")
-        axes = figure.add_subplot()
-        variables = {INK: "currentColor", FAINT: "var(--line)"}
-        for number, curve in enumerate(curves):
-            placeholder = f"#0300{number:02x}"
-            variables[placeholder] = f"var(--c-{curve.colour})"
+
+    def paint(axes: Axes, colours: Colours) -> None:
+        for curve in curves:
+            colour = colours(curve.colour)
             window = smoothing_window(len(curve.values))
             if window > 1:
-                axes.plot(curve.steps, smooth(curve.values, 1), color=placeholder, alpha=0.3, linewidth=0.8)
+                axes.plot(curve.steps, smooth(curve.values, 1), color=colour, alpha=0.3, linewidth=0.8)
             axes.plot(
-                curve.steps, smooth(curve.values, window), color=placeholder, linewidth=1.8,
+                curve.steps, smooth(curve.values, window), color=colour, linewidth=1.8,
                 linestyle=DASHES[curve.dash], marker="o" if len(curve.values) == 1 else None, markersize=4,
             )  # fmt: skip
         if share:
             axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("step", color=INK)
+
+    return canvas(label, name, paint)
+
+
+Colours = Callable[[str], str]
+"""A placeholder for the CSS variable ``--c-<name>``, to draw with."""
+
+
+def canvas(
+    label: str, name: str, paint: Callable[[Axes, Colours], None], size: tuple[float, float] = (3.5, 2.1)
+) -> Markup:
+    """A figure with one pair of axes in the page's style; ``paint`` draws on them. ``label`` and ``name`` as above."""
+    variables = {INK: "currentColor", FAINT: "var(--line)"}
+
+    def colours(variable: str) -> str:
+        placeholder = f"#0300{len(variables):02x}"
+        variables[placeholder] = f"var(--c-{variable})"
+        return placeholder
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_axisbelow(True)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(colors=FAINT, labelcolor=INK, length=3)
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        axes.set_xlabel("step", color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)
+        paint(axes, colours)
         for text in (axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()):
             text.set_color(INK)
         stream = io.StringIO()

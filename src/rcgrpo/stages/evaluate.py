@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ def probe(
 
 
 def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progress = lambda: None) -> dict[str, Any]:
-    """Measure one row, save its episodes and result, return the result."""
+    """Measure one row, save its episodes and result, return the result.
+
+    ``outcomes`` has a 0 or 1 per episode, in the order of the tasks (and of the seeds of each).
+    """
+    started = time.monotonic()
     table = recipe.evaluate
     policy = load_for_play(run, recipe, row.policy)
     player = player_for(recipe, policy)
@@ -93,7 +98,9 @@ def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progres
         "zero_variance_share": probed.get("zero_variance_share"),
         "separation": probed.get("separation"),
         "probe": probed,
+        "outcomes": "".join("1" if e.success else "0" for e in episodes),
         "split_sha256": split.sha256,
+        "seconds": round(time.monotonic() - started, 2),
     }
     folder = run.evaluation(row.row)
     write_episodes(folder / "episodes.jsonl.gz", episodes)

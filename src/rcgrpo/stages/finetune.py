@@ -36,8 +36,17 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     )
     adapt(policy, recipe.model, recipe.chat, recipe.seed)
     codec = Codec(policy.tokenizer, detail=recipe.chat.schemas, thinking=recipe.chat.thinking)
-    episodes = [e for source in table.data for e in read_episodes(run.stage(source).episodes)]
-    train, held_out = _prepare(episodes, table, recipe, codec)
+    prepared = labelled_episodes(
+        run,
+        recipe,
+        codec,
+        table.data,
+        conditioned=table.conditioned,
+        balance=table.balance,
+        permuted=table.labels == "permuted",
+    )
+    held_out_size = int(table.validation * len(prepared))
+    train, held_out = prepared[held_out_size:], prepared[:held_out_size]
     steps = table.steps or math.ceil((table.epochs or 0) * len(train) / table.batch)
 
     scorer = Scorer(policy.model, shared_prefix=False, checkpoint=recipe.model.gradient_checkpointing)
@@ -63,23 +72,36 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     return result if validation is None else {**result, "validation_loss": validation}
 
 
-def _prepare(
-    episodes: Sequence[Episode], table: FinetuneTable, recipe: Recipe, codec: Codec
-) -> tuple[list[Episode], list[Episode]]:
-    """Balance, condition, shuffle, and hold out a share."""
+def labelled_episodes(
+    run: RunDirectory,
+    recipe: Recipe,
+    codec: Codec,
+    data: Sequence[str],
+    *,
+    conditioned: bool,
+    balance: bool,
+    permuted: bool = False,
+) -> list[Episode]:
+    """The episodes of some collect stages: balanced, conditioned on the token of their reward, shuffled.
+
+    ``permuted``: the same tokens dealt out at random, a control that separates the token's meaning from its presence.
+    """
     rng = random.Random(recipe.seed)
+    episodes = [e for source in data for e in read_episodes(run.stage(source).episodes)]
     good = [e for e in episodes if e.reward >= 1]
     bad = [e for e in episodes if e.reward < 1]
-    if table.balance:
+    if balance:
         size = min(len(good), len(bad))
         if size == 0:
             raise UserError(f"balance needs both outcomes; the data holds {len(good)} successes, {len(bad)} failures")
         good, bad = rng.sample(good, size), rng.sample(bad, size)
-    suite = recipe.suite
-    prepared = [recondition(e, suite, codec, label(e.reward) if table.conditioned else None) for e in (*good, *bad)]
+    chosen = [*good, *bad]
+    tokens = [label(e.reward) if conditioned else None for e in chosen]
+    if permuted:
+        rng.shuffle(tokens)
+    prepared = [recondition(e, recipe.suite, codec, token) for e, token in zip(chosen, tokens, strict=True)]
     rng.shuffle(prepared)
-    held_out = int(table.validation * len(prepared))
-    return prepared[held_out:], prepared[:held_out]
+    return prepared
 
 
 def draw(episodes: Sequence[Episode], size: int, step: int, seed: int) -> list[Episode]:
@@ -96,16 +118,21 @@ def draw(episodes: Sequence[Episode], size: int, step: int, seed: int) -> list[E
     return batch
 
 
-def train_step(trainer: Trainer, batch: Sequence[Episode], batch_tokens: int) -> tuple[float, int]:
-    """Gradient of the batch's mean token loss; returns the loss and the number of trained tokens."""
+def train_step(
+    trainer: Trainer, batch: Sequence[Episode], batch_tokens: int, *, weight: float = 1.0, last: bool = True
+) -> tuple[float, int]:
+    """Gradient of ``weight`` times the batch's mean token loss; returns the loss and the number of trained tokens.
+
+    ``last``: nothing more is added to the gradient before the optimiser's step, so processes exchange it now.
+    """
     mine = batch[trainer.rank :: trainer.world]
     count = sum(sum(e.loss_mask) for e in batch)
     total = 0.0
     parts = _parts(mine, batch_tokens)
     for i, part in enumerate(parts):
-        with trainer.part(last=i == len(parts) - 1):
+        with trainer.part(last=last and i == len(parts) - 1):
             loss = -trainer.scorer(_pack(part, trainer), 1.0).logprobs_BL.sum() / count
-            trainer.backward(loss)
+            trainer.backward(weight * loss)
         total += float(loss.detach())
     return trainer.total(total), count
 

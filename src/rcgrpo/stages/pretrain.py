@@ -15,14 +15,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from rcgrpo.codec.codec import Codec
 from rcgrpo.codec.tokenizer import train_tokenizer
 from rcgrpo.config import PretrainTable, Recipe, ShapeTable
-from rcgrpo.environments.protocol import tasks_of
-from rcgrpo.environments.toolworld.corrupt import corrupt
-from rcgrpo.episodes.types import Call, Episode, Message, Task
+from rcgrpo.environments.protocol import PretrainSuite, Suite, tasks_of
+from rcgrpo.episodes.types import Episode, Message, Task
 from rcgrpo.policy.load import Policy, load_policy, pick_device
 from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.finetune import draw, mean_loss, train_step
-from rcgrpo.stages.rollout import Job, Player, closings, gold_messages
+from rcgrpo.stages.rollout import Job, Player, closings, reprompted
 from rcgrpo.stages.setup import seed_of, texts_of
 from rcgrpo.stages.training import Trainer
 
@@ -30,20 +29,29 @@ from rcgrpo.stages.training import Trainer
 def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     """Train tokenizer and model on the pool's demonstrations; return the final losses."""
     table = recipe.stages[name]
-    assert isinstance(table, PretrainTable)
+    suite = recipe.suite
+    assert isinstance(table, PretrainTable) and isinstance(suite, PretrainSuite)  # validated
     directory = run.stage(name)
     tasks = tasks_of(recipe.suite, run.split(), table.pool, table.limit)
+    whole = {task.id: task for task in tasks}
     if table.excerpts:
         tasks = [first_turn(task) for task in tasks]
     if table.shape is not None:
-        tokenizer = train_tokenizer(texts_of(recipe.suite, tasks[:5000]), table.shape.vocabulary)
+        read = [*tasks[:5000], *(task for pool in table.shape.texts for task in tasks_of(suite, run.split(), pool))]
+        texts = [*texts_of(suite, read), *[rating(success) for success in (True, False)] * 1000]
+        tokenizer = train_tokenizer(texts, table.shape.vocabulary)
         policy = Policy(name, new_model(table.shape, tokenizer, recipe.seed), tokenizer)
         policy.model.to(pick_device(recipe.model.device))  # pyright: ignore[reportArgumentType]
     else:
         policy = load_policy(run.checkpoint(recipe, str(table.start)), name=name, device=recipe.model.device)
     codec = Codec(policy.tokenizer, detail=recipe.chat.schemas)
     player = Player(recipe.suite, codec, recipe.rollout, recipe.reward)
-    streams = [demonstration(task, table.corrupt, random.Random(seed_of(recipe.seed, task.id))) for task in tasks]
+    rated = {task.id for task in tasks if random.Random(seed_of(recipe.seed, "rated", task.id)).random() < table.rated}
+    streams = []
+    for task in tasks:
+        rng = random.Random(seed_of(recipe.seed, task.id))
+        share = rng.choice((0.0, 1.0)) if task.id in rated else table.corrupt
+        streams.append(demonstration(suite, whole[task.id], len(task.turns), share, rng))
     played = 0
 
     def progress() -> None:
@@ -52,6 +60,7 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
         directory.progress(played, len(tasks) + table.steps)
 
     episodes = player.scripted([Job(task, group_id=task.id) for task in tasks], streams, progress)
+    episodes = [rate(e, recipe.suite, codec) if e.task_id in rated else e for e in episodes]
     if table.excerpts:
         episodes = [without_system(episode, policy.tokenizer) for episode in episodes]
     held_out = max(1, len(episodes) // 100)
@@ -113,19 +122,28 @@ def without_system(episode: Episode, tokenizer: PreTrainedTokenizerFast) -> Epis
     return episode.model_copy(update={"token_ids": episode.token_ids[start:], "loss_mask": episode.loss_mask[start:]})
 
 
-def demonstration(task: Task, share: float, rng: random.Random) -> Iterator[Message]:
-    """The expert's messages, with each turn replaced by a near miss with probability ``share``."""
-    if share == 0:
-        return gold_messages(task)
-    turns = [
-        calls if rng.random() < share else turn.gold for turn, calls in zip(task.turns, corrupt(task, rng), strict=True)
-    ]
-    return (
-        message
-        for calls, closing in zip(turns, closings(task), strict=True)
-        for message in [*map(_calling, calls), Message(role="assistant", content=closing)]
-    )
+def demonstration(suite: PretrainSuite, task: Task, turns: int, share: float, rng: random.Random) -> Iterator[Message]:
+    """The expert's messages in the first ``turns`` turns, each replaced by a near miss with probability ``share``."""
+    near_misses = suite.corrupt(task, rng) if share else [turn.gold for turn in task.turns]
+    answers = list(zip(task.turns, near_misses, closings(task), strict=True))[:turns]
+    for turn, near_miss, closing in answers:
+        for call in near_miss if rng.random() < share else turn.gold:
+            yield Message(role="assistant", calls=[call])
+        yield Message(role="assistant", content=closing)
 
 
-def _calling(call: Call) -> Message:
-    return Message(role="assistant", calls=[call])
+def rating(success: bool) -> str:
+    """How a demonstration is described."""
+    return f"[Rating: {'high' if success else 'low'}]"
+
+
+def rate(episode: Episode, suite: Suite, codec: Codec) -> Episode:
+    """The demonstration with its :func:`rating` at the end of the first user message.
+
+    It gives a small model what a large one has from its reading: a remark on quality says something about the text
+    that follows. No reward token occurs; stage 1 has to tie them to the word that each contains.
+    """
+    environment = suite.environment(suite.task(episode.task_id))
+    first, *rest = environment.open_turn()
+    rated = first.model_copy(update={"content": f"{first.content}\n{rating(episode.success)}"})
+    return reprompted(episode, codec.prompt([rated, *rest], environment.visible()))

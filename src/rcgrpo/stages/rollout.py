@@ -7,10 +7,10 @@ identically: same prompt, same tool results by real execution, same loss mask.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from accelerate import Accelerator
 
@@ -32,6 +32,7 @@ from rcgrpo.episodes.types import (
 from rcgrpo.errors import UserError
 from rcgrpo.policy.engine import Completion, Engine
 from rcgrpo.policy.load import Policy
+from rcgrpo.policy.static_engine import rollout_engine
 
 if TYPE_CHECKING:
     from rcgrpo.policy.vllm import VllmEngine
@@ -67,6 +68,11 @@ class Row(Protocol):
     async def generate(self, max_new_tokens: int) -> Completion: ...
 
 
+T = TypeVar("T")
+
+Play = Callable[[Sequence[Job]], Awaitable[list[Episode]]]
+"""Plays jobs side by side; results in their order."""
+
 OpenRow = Callable[[list[int], Sampling], AbstractAsyncContextManager[Row]]
 
 
@@ -80,12 +86,16 @@ def recondition(episode: Episode, suite: Suite, codec: Codec, token: RewardToken
     task = suite.task(episode.task_id)
     environment = suite.environment(task)
     first = environment.open_turn()
-    prompt = opening(environment, first, codec, token)
+    messages = condition(first, token) + episode.messages[len(first) :]
+    again = reprompted(episode, opening(environment, first, codec, token))
+    return again.model_copy(update={"reward_token": token, "messages": messages})
+
+
+def reprompted(episode: Episode, prompt: list[int]) -> Episode:
+    """The same generated ids after another prompt."""
     start = episode.loss_mask.index(1)
     return episode.model_copy(
         update={
-            "reward_token": token,
-            "messages": condition(first, token) + episode.messages[len(first) :],
             "token_ids": prompt + episode.token_ids[start:],
             "loss_mask": [0] * len(prompt) + episode.loss_mask[start:],
         }
@@ -312,14 +322,25 @@ class Player:
 
     def policy(self, policy: Policy, jobs: Iterable[Job], done: Callable[[], None] = lambda: None) -> list[Episode]:
         """Sample the policy on all jobs at once; results in the jobs' order. After an update: :meth:`sync` first."""
+        listed = list(jobs)
+        return self.conduct(policy, [lambda play: play(listed)], done)[0]
+
+    def conduct(
+        self, policy: Policy, scripts: Sequence[Callable[[Play], Awaitable[T]]], done: Callable[[], None] = lambda: None
+    ) -> list[T]:
+        """Run scripts side by side in one session of the engine; each may play jobs whenever it wants to."""
         if self.server is not None and self.server.version is None:
             self.sync(policy)
 
-        async def play_all() -> list[Episode]:
+        async def run_all() -> list[T]:
             async with self._engine(policy) as engine:
-                return await asyncio.gather(*(self._play(job, engine.row, policy.name, done) for job in jobs))
 
-        return asyncio.run(play_all())
+                async def play(jobs: Sequence[Job]) -> list[Episode]:
+                    return await asyncio.gather(*(self._play(job, engine.row, policy.name, done) for job in jobs))
+
+                return await asyncio.gather(*(script(play) for script in scripts))
+
+        return asyncio.run(run_all())
 
     def sync(self, policy: Policy, accelerator: Accelerator | None = None) -> None:
         """Hand the policy's present weights to the server; the embedded engine reads them where they are.
@@ -339,7 +360,7 @@ class Player:
         limits = self.limits
         options = {"stop_ids": self.codec.stop_ids, "slots": limits.slots, "max_length": limits.episode_tokens}
         if self.server is None:
-            return Engine(policy.model, **options)
+            return rollout_engine(policy.model, **options)
         from rcgrpo.policy.vllm import VllmEngine  # needs the extra rcgrpo[vllm]
 
         return VllmEngine(self.server, **options)

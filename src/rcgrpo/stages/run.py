@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,10 +65,10 @@ def run_stage(run: RunDirectory, name: str) -> dict[str, Any]:
 
 
 def run_rows(run: RunDirectory, names: list[str]) -> None:
-    """Measure rows of the table in this process."""
+    """Measure rows of the table in this process; log and progress lie in the first one's folder."""
     recipe = run.recipe()
     rows = [row for row in recipe.evaluate.rows if row.row in names]
-    directory = StageDirectory(run.path / "evaluations" / "-".join([run.evaluation(n).name for n in names]))
+    directory = StageDirectory(run.evaluation(names[0]))
     total, done = evaluation_size(run, recipe) * len(rows), 0
 
     def progress() -> None:
@@ -80,14 +81,15 @@ def run_rows(run: RunDirectory, names: list[str]) -> None:
 
 
 @dataclass
-class _Work:
-    """A subprocess to run: a stage, or the evaluation of a row."""
+class Work:
+    """A subprocess to run: a stage, or the evaluation of a policy's rows."""
 
     title: str
     arguments: list[str]
     directory: StageDirectory
-    after: set[str]
-    """Titles of stages that have to be done first."""
+    """Its own among all work that runs together."""
+    after: set[Path]
+    """Folders of the work that has to be done first."""
     processes: int = 1
     process: subprocess.Popen[bytes] | None = None
 
@@ -111,31 +113,55 @@ Watcher = Callable[[str, int, int], None]
 """Called with (title, done, total) while work goes on."""
 
 
-def plan(run: RunDirectory, recipe: Recipe, processes: int = 1, redo: Sequence[str] = ()) -> list[_Work]:
-    """The work that is left: stages not done or to be done again, rows not measured."""
+def plan(
+    run: RunDirectory,
+    recipe: Recipe,
+    processes: int = 1,
+    redo: Sequence[str] = (),
+    rows: Sequence[str] | None = None,
+) -> list[Work]:
+    """The work that is left: stages not done or to be done again, rows not measured.
+
+    ``rows`` restricts it to these rows of the table and the stages that they need. The rows of one policy are
+    one piece of work.
+    """
     again = recipe.with_followers(redo)
-    left = [name for name in recipe.order() if name in again or run.stage(name).record is None]
+    chosen = [row for row in recipe.evaluate.rows if rows is None or row.row in rows]
+    wanted = recipe.order() if rows is None else stages_for(recipe, [row.policy for row in chosen])
+    left = [name for name in wanted if name in again or run.stage(name).record is None]
     work = [
-        _Work(
+        Work(
             title=name,
             arguments=["stage", str(run.path), name],
             directory=run.stage(name),
-            after={need for need in recipe.needs(name) if need in left},
+            after={run.stage(need).path for need in recipe.needs(name) if need in left},
             processes=processes if recipe.stages[name].kind in ("finetune", "reinforce") else 1,
         )
         for name in left
     ]
-    for row in recipe.evaluate.rows:
+    unmeasured: dict[str, list[str]] = {}
+    for row in chosen:
         if row.policy in left or finished_row(run, recipe, row) is None:
-            work.append(
-                _Work(
-                    title=f"evaluate {row.row}",
-                    arguments=["row", str(run.path), row.row],
-                    directory=StageDirectory(run.evaluation(row.row)),
-                    after={row.policy} & set(left),
-                )
+            unmeasured.setdefault(row.policy, []).append(row.row)
+    for policy, names in unmeasured.items():
+        work.append(
+            Work(
+                title=f"evaluate {names[0] if len(names) == 1 else f'{policy} ({len(names)} rows)'}",
+                arguments=["row", str(run.path), *names],
+                directory=StageDirectory(run.evaluation(names[0])),
+                after={run.stage(policy).path} if policy in left else set(),
             )
+        )
     return work
+
+
+def stages_for(recipe: Recipe, policies: Sequence[str]) -> list[str]:
+    """The stages that make these policies, in order; none for ``base``."""
+    found = {name for name in policies if name in recipe.stages}
+    for name in reversed(recipe.order()):
+        if name in found:
+            found.update(recipe.needs(name))
+    return [name for name in recipe.order() if name in found]
 
 
 def forget(run: RunDirectory, recipe: Recipe, redo: list[str]) -> None:
@@ -156,37 +182,45 @@ def run_recipe(
     Raises :class:`Interrupted` after Ctrl-C, once the stages have written their resume points.
     """
     write_json(run.path / "provenance.json", {**provenance(recipe.seed), "jobs": jobs, "processes": processes})
-    waiting = plan(run, recipe, processes)
-    running: list[_Work] = []
-    done: set[str] = set()
-    # torch counts the free cores and heeds OMP_NUM_THREADS; more threads than that are many times slower
-    threads = max(1, torch.get_num_threads() // (jobs * processes))
-    try:
-        while waiting or running:
-            for work in [w for w in waiting if w.after <= done][: jobs - len(running)]:
-                waiting.remove(work)
-                work.start(threads)
-                running.append(work)
-            time.sleep(0.1)
-            for work in list(running):
-                watch(work.title, *work.directory.read_progress())
-                assert work.process is not None
-                if (code := work.process.poll()) is None:
-                    continue
-                running.remove(work)
-                _check_exit(work, code)
-                done.add(work.title)
-    except KeyboardInterrupt:
-        raise Interrupted from None
-    finally:
-        _wind_down(running)
+    work_off(plan(run, recipe, processes), jobs=jobs, processes=processes, watch=watch)
     table = [finished_row(run, recipe, row) for row in recipe.evaluate.rows]
     rows = [row for row in table if row is not None]
     write_json(run.table_path, rows)
     return rows
 
 
-def _check_exit(work: _Work, code: int) -> None:
+def work_off(work: Sequence[Work], *, jobs: int, processes: int, watch: Watcher = lambda *_: None) -> None:
+    """Do pieces of work, each after what it needs, at most ``jobs`` at once, the first ones first.
+
+    Raises :class:`Interrupted` after Ctrl-C, once what ran has written its resume points.
+    """
+    waiting = list(work)
+    running: list[Work] = []
+    done: set[Path] = set()
+    # torch counts the free cores and heeds OMP_NUM_THREADS; more threads than that are many times slower
+    threads = max(1, torch.get_num_threads() // (jobs * processes))
+    try:
+        while waiting or running:
+            for piece in [w for w in waiting if w.after <= done][: jobs - len(running)]:
+                waiting.remove(piece)
+                piece.start(threads)
+                running.append(piece)
+            time.sleep(0.1)
+            for piece in list(running):
+                watch(piece.title, *piece.directory.read_progress())
+                assert piece.process is not None
+                if (code := piece.process.poll()) is None:
+                    continue
+                running.remove(piece)
+                _check_exit(piece, code)
+                done.add(piece.directory.path)
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    finally:
+        _wind_down(running)
+
+
+def _check_exit(work: Work, code: int) -> None:
     if code == 0:
         return
     if code == INTERRUPTED:
@@ -198,7 +232,7 @@ def _check_exit(work: _Work, code: int) -> None:
     raise RuntimeError(f"{work.title} failed with exit code {code}; the end of {work.directory.log}:\n{tail}")
 
 
-def _wind_down(running: list[_Work]) -> None:
+def _wind_down(running: list[Work]) -> None:
     """Ask what still runs to stop at its next resume point, and wait for it; a second Ctrl-C waits no longer."""
     processes = [work.process for work in running if work.process is not None]
     for process in processes:

@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 def adapt(policy: Policy, model: ModelTable, chat: ChatTable, seed: int) -> None:
     """Teach the reward tokens and wrap the model in LoRA adapters, as the recipe says."""
-    token_ids = teach_reward_tokens(policy, seed) if chat.reward_tokens == "special" else []
+    token_ids = teach_reward_tokens(policy) if chat.reward_tokens == "special" else []
     if model.lora is None:
         policy.model.requires_grad_(True)
         return
@@ -76,6 +76,8 @@ class Trainer:
         # transformers' plain "constant" takes no warm-up
         schedule = "constant_with_warmup" if table.schedule == "constant" else table.schedule
         self.schedule = get_scheduler(schedule, optimiser, table.warmup, steps)
+        self.carried: dict[str, Any] = {}
+        """What else the stage carries over a resume point: numbers, texts, lists and dicts of them."""
         self._stop = False
 
     @property
@@ -141,6 +143,7 @@ class Trainer:
         self._round_back()
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
+        self.carried = state["carried"]
         self._rewind(state["done"])
         return state["done"]
 
@@ -158,6 +161,7 @@ class Trainer:
                 "masters": [m.detach() for m in self.masters],
                 "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.state_dict(),
+                "carried": self.carried,
             }
             torch.save(state, folder / "state.partial")
             os.replace(folder / "state.partial", folder / "state.pt")

@@ -4,7 +4,8 @@ Run as ``python official_worker.py HOME``, HOME holding ``bfcl_eval``; it import
 ``entry`` (id, initial_config, involved_classes), ``gold`` (call strings per turn), ``answer`` (per turn, a list of
 steps of call strings) and ``patches``. The answer has ``valid``, ``error`` (the official error type, or the
 exception that the checker itself raised) and ``seconds`` (of processor time). A request with ``calls`` (strings) in
-place of gold and answer is executed only; the answer has ``results`` (texts) and ``seconds``.
+place of gold and answer is executed only; the answer has ``results`` (texts), ``seconds`` and ``world_seconds`` (of
+making the world).
 
 The official code is used as it is. But it keeps every world it makes in module globals, and lets one world write
 into module-level data that later ones read; both are put back after each request, so that each is judged as in a
@@ -82,10 +83,11 @@ def _judge(checker, request, model_name):
 def _execute(executor, request, model_name):
     entry = request["entry"]
     world = (entry["initial_config"], entry["involved_classes"], model_name, entry["id"], "long_context" in entry["id"])
-    executor([], *world)  # the worlds are made here, outside the time measured
+    made = time.thread_time()
+    executor([], *world)  # the worlds are made here
     began = time.thread_time()
     results = [executor([call], *world)[0][0] for call in request["calls"]]
-    return {"results": results, "seconds": time.thread_time() - began}
+    return {"results": results, "world_seconds": began - made, "seconds": time.thread_time() - began}
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from rcgrpo.environments.bfcl import official_worker
 from rcgrpo.environments.bfcl.data import CATEGORIES, SCENARIOS, entries, load_task
 from rcgrpo.environments.bfcl.environment import BfclEnvironment
 from rcgrpo.environments.bfcl.install import location
+from rcgrpo.environments.bfcl.memory import Memory
 from rcgrpo.environments.bfcl.mutate import Answer, gold_answer, mutants
-from rcgrpo.environments.bfcl.verdict import trace_gold
 from rcgrpo.episodes.types import Call, Record, Task, Verdict
 
 REASONS = {
@@ -147,14 +147,14 @@ def validate_bfcl(
     answers: list[tuple[Task, str, Answer | None]] = [(task, "gold", None) for task in tasks]
     answers += mutants(tasks, count, seed)
     report = ValidationReport(gold_total=len(tasks), mutants=count)
-    traces = {task.id: trace_gold(task) for task in tasks}
+    memories = {task.id: Memory(task) for task in tasks}
     with OfficialChecker() as official:
         for done, (task, mutation, answer) in enumerate(answers, 1):
-            gold = traces[task.id]
+            memory = memories[task.id]
             if answer is None:
-                default = asyncio.run(play(BfclEnvironment(task, gold=gold), gold_answer(task)))
+                default = asyncio.run(play(BfclEnvironment(task, memory=memory), gold_answer(task)))
                 report.gold_valid += not judgement(default)
-            world = BfclEnvironment(task, withheld_callable=True, gold=gold)
+            world = BfclEnvironment(task, withheld_callable=True, memory=memory)
             ours = judgement(asyncio.run(play(world, answer or gold_answer(task))))
             theirs = official.judge(task, answer)
             if ours == theirs:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -32,14 +33,26 @@ class GoldTurn:
     results: tuple[str, ...]
     states: States
 
+    @cached_property
+    def wanted(self) -> Counter[str]:
+        """The results, counted."""
+        return Counter(self.results)
 
-def trace_gold(task: Task) -> list[GoldTurn]:
-    """Run a task's gold calls in a world of their own: one :class:`GoldTurn` per turn.
+
+class Runs(Protocol):
+    """A world to trace gold in."""
+
+    def run(self, name: str, arguments: dict[str, Any]) -> str: ...
+    def states(self) -> States: ...
+
+
+def trace_gold(task: Task, world: Runs | None = None) -> list[GoldTurn]:
+    """Run a task's gold calls in a world of their own, fresh or given: one :class:`GoldTurn` per turn.
 
     It depends on the task alone, so one trace judges every rollout of the task. A state that did not change
     is shared with the turn before, to keep traces small.
     """
-    world = World(task.data["classes"], task.data["config"], task.data["long_context"])
+    world = world or World(task.data["classes"], task.data["config"], task.data["long_context"])
     trace: list[GoldTurn] = []
     known: States = {}
     for turn in task.turns:
@@ -62,8 +75,10 @@ def scored(calls: Sequence[Call]) -> list[Call]:
     return [call for call in calls if call.name != DONE.name]
 
 
-def judge_turn(turn: int, gold: GoldTurn, has_gold: bool, history: Sequence[ExecutedCall], states: States) -> Verdict:
-    """The official verdict of a turn, given that those before it were valid.
+def judge_turn(
+    turn: int, gold: GoldTurn, has_gold: bool, history: Sequence[ExecutedCall], difference: Callable[[], str]
+) -> Verdict:
+    """The official verdict of a turn, given that those before it were valid; ``difference`` of the state from gold's.
 
     Reasons: ``empty`` (gold has calls, the policy made none), ``state`` (some public attribute differs from
     gold's), ``response`` (a gold result is missing among all results so far, as multisets). A turn without gold
@@ -71,16 +86,20 @@ def judge_turn(turn: int, gold: GoldTurn, has_gold: bool, history: Sequence[Exec
     """
     if not has_gold:
         return Verdict(valid=True)
-    if not any(executed.turn == turn for executed in history):
+    if not history or history[-1].turn != turn:
         return Verdict(valid=False, reason="empty", detail=f"no call, gold has {len(gold.results)}")
-    difference = compare_states(states, gold.states)
-    if difference:
-        return Verdict(valid=False, reason="state", detail=difference)
-    missing = Counter(gold.results) - Counter(executed.result for executed in history)
-    if missing:
-        first = next(iter(missing))
-        return Verdict(valid=False, reason="response", detail=f"{missing.total()} missing, such as {_short(first)}")
-    return Verdict(valid=True)
+    differs = difference()
+    if differs:
+        return Verdict(valid=False, reason="state", detail=differs)
+    said = [executed.result for executed in history]
+    for result, count in gold.wanted.items():
+        if said.count(result) < count:
+            break
+    else:
+        return Verdict(valid=True)
+    missing = gold.wanted - Counter(said)
+    first = next(iter(missing))
+    return Verdict(valid=False, reason="response", detail=f"{missing.total()} missing, such as {_short(first)}")
 
 
 def compare_states(states: States, gold: States) -> str:
@@ -143,14 +162,19 @@ def action_reward(history: Sequence[ExecutedCall], gold: Sequence[Call]) -> floa
     made = [executed.call for executed in history if not executed.failed]
     if len(gold) > len(made):
         return 0.0
-    if not gold:
+    # a call that equals a gold call serves it in some largest matching: whatever it covers, that gold call's own does
+    spare, open_gold = [(call.name, call.arguments) for call in made], []
+    for call in gold:
+        try:
+            spare.remove((call.name, call.arguments))
+        except ValueError:
+            open_gold.append(call)
+    if not open_gold:
         return 1.0
-    fits = np.array([[_covers(call, wanted) for call in made] for wanted in gold], dtype=np.int8)
+    fits = np.array([[_covers(name, given, call) for name, given in spare] for call in open_gold], dtype=np.int8)
     matched = maximum_bipartite_matching(csr_matrix(fits), perm_type="column")
     return float((matched >= 0).all())
 
 
-def _covers(call: Call, gold: Call) -> bool:
-    return call.name == gold.name and all(
-        name in call.arguments and call.arguments[name] == value for name, value in gold.arguments.items()
-    )
+def _covers(name: str, given: dict[str, Any], gold: Call) -> bool:
+    return name == gold.name and all(key in given and given[key] == value for key, value in gold.arguments.items())

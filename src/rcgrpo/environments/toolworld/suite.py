@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 from rcgrpo.environments.split import Split
 from rcgrpo.environments.toolworld import generator
 from rcgrpo.environments.toolworld.config import STARTS, ToolWorldConfig
+from rcgrpo.environments.toolworld.corrupt import corrupt
 from rcgrpo.environments.toolworld.world import ToolWorld
-from rcgrpo.episodes.types import Task
+from rcgrpo.episodes.types import Call, Task
 from rcgrpo.errors import UserError
 
 _ID = re.compile(r"toolworld_(base|miss_func|miss_param|long_context)_([0-9]{6})")
 
 
 class ToolWorldSuite:
-    """A :class:`~rcgrpo.environments.protocol.Suite` without end: every id of the form
+    """A :class:`~rcgrpo.environments.protocol.PretrainSuite` without end: every id of the form
     ``toolworld_<category>_<six digits>`` is a task, whether or not a pool holds it."""
 
     def __init__(self, config: ToolWorldConfig | None = None) -> None:
@@ -29,6 +31,10 @@ class ToolWorldSuite:
 
     def environment(self, task: Task) -> ToolWorld:
         return ToolWorld(task)
+
+    def corrupt(self, task: Task, rng: random.Random) -> list[list[Call]]:
+        """A near miss for each turn, see :mod:`rcgrpo.environments.toolworld.corrupt`."""
+        return corrupt(task, rng)
 
     def split(self) -> Split:
         """Pools ``experts``, ``train``, ``test`` and ``pretrain``, by disjoint ranges of scenario numbers.

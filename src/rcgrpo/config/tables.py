@@ -1,28 +1,13 @@
-"""Recipes: what a run does, as pydantic models that a TOML file fills. An unknown key is an error.
-
-A recipe names a world, a model, and stages. A stage that trains or plays starts from another stage's
-checkpoint or from ``base`` (the recipe's model), so the stages form a graph; ``rcgrpo run`` walks it.
-"""
+"""The tables of a recipe: model, chat, rollouts, each kind of stage, evaluation."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tomllib
-from collections.abc import Iterable
-from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rcgrpo.conditioning import TokenSampler
-from rcgrpo.environments.bfcl.suite import BfclConfig, BfclSuite
-from rcgrpo.environments.custom import CustomConfig, CustomSuite
-from rcgrpo.environments.protocol import Suite
-from rcgrpo.environments.toolworld.suite import ToolWorldConfig, ToolWorldSuite
 from rcgrpo.episodes.types import Probability, RewardToken
-from rcgrpo.errors import UserError
 
 BASE = "base"
 """The name under which stages refer to the recipe's own model."""
@@ -180,6 +165,8 @@ class FinetuneTable(Config):
     """Collect stages whose episodes are the training set."""
     conditioned: bool
     """Place each episode's reward token (by its reward) in its prompt."""
+    labels: Literal["reward", "permuted"] = "reward"
+    """Which token an episode gets: that of its reward (the paper), or, as a control, the same tokens shuffled."""
     balance: bool = False
     """Trim to as many failures as successes (the paper: exactly 1:1)."""
     batch: int = Field(ge=1)
@@ -198,10 +185,32 @@ class FinetuneTable(Config):
     """Steps between resume points."""
 
     @model_validator(mode="after")
+    def _labels_are_used(self) -> FinetuneTable:
+        if self.labels == "permuted" and not self.conditioned:
+            raise ValueError("labels = 'permuted' needs conditioned = true")
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> FinetuneTable:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
+
+
+class ReplayTable(Config):
+    """Stage-1 batches beside the policy gradient: cross-entropy on labelled episodes, so that the tokens keep their
+    meaning."""
+
+    data: list[str] = Field(min_length=1)
+    """Collect stages whose episodes are replayed."""
+    batch: int = Field(ge=1)
+    """Episodes per optimiser step, over all processes."""
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of the mean token loss, added to the loss of stage 2."""
+    conditioned: bool = True
+    """Place each episode's reward token (by its reward) in its prompt, as in stage 1."""
+    balance: bool = False
+    """Trim to as many failures as successes, as in stage 1."""
 
 
 class ReinforceTable(Config):
@@ -232,6 +241,13 @@ class ReinforceTable(Config):
     """The ratio is clipped above 1 + clip_high."""
     beta: float = Field(default=0.1, ge=0)
     """Weight of the KL to the reference (the paper: 0.1). 0: no reference is kept."""
+    beta_low: float | None = Field(default=None, ge=0)
+    """Weight of the KL for rollouts under low; absent: ``beta``. More than that holds the low mode where it began."""
+    gradient: Literal["all", "high"] = "all"
+    """``high``: rollouts under low count in the baseline alone. They are not scored, and are neither in the policy
+    term nor in KL nor denominator."""
+    low_reward: Literal["same", "inverted"] = "same"
+    """``inverted``: the advantage rewards a rollout under low for failing (1 - R). Reported success stays the true."""
     scale: Literal["std", "none"] = "std"
     """Divide advantages by the group's standard deviation (the paper), or not (Dr. GRPO)."""
     baseline: Literal["group", "token", "leave_one_out"] = "group"
@@ -240,6 +256,20 @@ class ReinforceTable(Config):
     """Mean over tokens then sequences (the paper, GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)."""
     zero_variance: Literal["keep", "drop"] = "keep"
     """Flat groups have no policy term. ``keep``: they still count in KL and denominator. ``drop``: in neither."""
+    flat_advantage: Literal["zero", "ngrpo", "zvp"] = "zero"
+    """Advantages where all rollouts of a group are alike. ``ngrpo``: a virtual success counts in the mean and std of
+    every group, so that failures alone are lowered. ``zvp``: right groups are raised and wrong ones lowered, by the
+    entropy of each token (RL-ZVP)."""
+    entropy_scale: float | None = Field(default=None, gt=0)
+    """``zvp`` only: the factor of the entropy (alpha); absent: 0.1."""
+    replay: ReplayTable | None = None
+    """Absent: no stage-1 batches."""
+    resample: int = Field(default=0, ge=0)
+    """Dynamic sampling (DAPO), capped: a flat group is replaced by one of a fresh task, so many times at most; the
+    last one stays, flat or not."""
+    rollout_budget: int | None = Field(default=None, ge=1)
+    """Rollouts of the whole stage, replaced ones included; it ends before a batch that could exceed them, and toward
+    the end replaces less often. Absent: ``steps`` alone ends it."""
     shared_prefix: bool = True
     """Compute a group's common prompt once per update (same gradient, less work)."""
     optimiser: OptimiserTable
@@ -249,12 +279,45 @@ class ReinforceTable(Config):
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between resume points."""
 
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> ReinforceTable:
+        for key, given in (("beta_low", self.beta_low is not None), ("low_reward", self.low_reward == "inverted")):
+            if given and not self.sampler.draws_low:
+                raise ValueError(f"{key} is for rollouts under low, and this sampler draws none: remove it")
+        if self.gradient == "high":
+            if self.sampler.kind == "fixed":
+                raise ValueError("gradient = 'high' needs a sampler that draws both tokens")
+            if self.beta_low is not None:
+                raise ValueError("beta_low has no meaning for gradient = 'high': rollouts under low are not trained on")
+            if self.baseline == "token":
+                raise ValueError("gradient = 'high' has rollouts under low for the baseline: take another than 'token'")
+        if self.flat_advantage == "ngrpo" and self.baseline == "token":
+            raise ValueError("flat_advantage = 'ngrpo' does not go with baseline = 'token': its member has no token")
+        if self.flat_advantage == "zvp" and self.zero_variance == "drop":
+            raise ValueError("flat_advantage = 'zvp' trains on flat groups: remove zero_variance = 'drop'")
+        if self.flat_advantage == "zvp" and self.resample:
+            raise ValueError("flat_advantage = 'zvp' trains on flat groups: remove resample, which replaces them")
+        if self.rollout_budget is not None and self.rollout_budget < self.groups * self.group_size:
+            raise ValueError(f"rollout_budget must allow a batch of {self.groups * self.group_size} rollouts")
+        if self.sampler.kind == "gated":
+            self.sampler.after_probes(self.group_size, 0)  # raises where the sizes do not fit
+        if self.flat_advantage != "zvp" and self.entropy_scale is not None:
+            raise ValueError("entropy_scale is for flat_advantage = 'zvp': remove it")
+        return self
+
+    @property
+    def regularised(self) -> bool:
+        """Whether a KL is part of the loss, so that a reference is needed."""
+        return bool(self.beta or self.beta_low)
+
 
 class ShapeTable(Config):
     """Size of a new model and its tokenizer."""
 
     vocabulary: int = Field(default=1024, ge=320)
     """Tokens of the byte-level BPE tokenizer."""
+    texts: list[str] = Field(default_factory=list)
+    """Pools whose texts the tokenizer learns from, beside those of the stage's own."""
     hidden: int = Field(default=128, ge=16)
     """Width of the model."""
     layers: int = Field(default=4, ge=1)
@@ -274,7 +337,7 @@ class ShapeTable(Config):
 
 
 class PretrainTable(Config):
-    """Make a small base model from nothing (ToolWorld only): how the embedded one was made."""
+    """Make a small base model from nothing, in [toolworld] (how the embedded one was made) or [bfcl]."""
 
     kind: Literal["pretrain"]
     start: str | None = None
@@ -289,6 +352,9 @@ class PretrainTable(Config):
     """Train on first turns alone, without the system message: short texts in which copying is learnt fastest."""
     corrupt: Probability = 0.35
     """Share of the turns that are demonstrated wrongly, as near misses."""
+    rated: Probability = 0.0
+    """Share of the demonstrations whose prompt says how good they are (``[Rating: high]``, ``low``); half of these are
+    right, half wrong in every turn. It makes a base model that can be told what quality to aim for."""
     batch: int = Field(default=32, ge=1)
     """Episodes per optimiser step."""
     steps: int = Field(ge=1)
@@ -321,6 +387,13 @@ class RetokeniseTable(Config):
     """Tokens of the byte-level BPE tokenizer; fewer where the texts hold no more."""
 
 
+def data_of(stage: Config) -> list[str]:
+    """The collect stages whose episodes a stage trains on."""
+    if isinstance(stage, FinetuneTable):
+        return stage.data
+    return stage.replay.data if isinstance(stage, ReinforceTable) and stage.replay else []
+
+
 StageTable = Annotated[
     PretrainTable | RetokeniseTable | CollectTable | FinetuneTable | ReinforceTable, Field(discriminator="kind")
 ]
@@ -337,6 +410,12 @@ class RowTable(Config):
     """Reward token at inference (the paper: high); absent: none."""
     probe: TokenSampler = TokenSampler.fixed()
     """How groups are conditioned when the share of flat groups is measured."""
+
+    @model_validator(mode="after")
+    def _measures_as_it_is(self) -> RowTable:
+        if self.probe.kind == "gated":
+            raise ValueError("probe: 'gated' adapts to what it has measured in training; take 'stratified' here")
+        return self
 
 
 class EvaluateTable(Config):
@@ -364,205 +443,3 @@ class EvaluateTable(Config):
         if self.temperature == 0 and self.seeds != 1:
             raise ValueError("seeds > 1 needs a temperature above 0: greedy decoding gives the same episode each time")
         return self
-
-
-class Recipe(Config):
-    """A whole run."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """Names the run directory."""
-    description: str = ""
-    """One line for the report."""
-    seed: int = 0
-    """Every random choice of the run derives from it."""
-    reward: str = "success"
-    """Which reward term labels and trains: ``success``, ``turn_fraction``, ``state_action`` (the paper)."""
-    toolworld: ToolWorldConfig | None = None
-    """The embedded world. Give exactly one of toolworld, bfcl, custom."""
-    bfcl: BfclConfig | None = None
-    """The Berkeley Function Calling Leaderboard, multi-turn."""
-    custom: CustomConfig | None = None
-    """Your own tools and tasks."""
-    model: ModelTable = ModelTable()
-    """The policy before training."""
-    chat: ChatTable = ChatTable()
-    """Text to tokens."""
-    rollout: RolloutTable = RolloutTable()
-    """Limits of an episode."""
-    stages: dict[str, StageTable] = Field(default_factory=dict)
-    """The work, by name."""
-    evaluate: EvaluateTable = EvaluateTable()
-    """The table."""
-
-    @model_validator(mode="after")
-    def _one_world(self) -> Recipe:
-        worlds = [name for name in ("toolworld", "bfcl", "custom") if getattr(self, name) is not None]
-        if len(worlds) != 1:
-            raise ValueError(f"give exactly one of [toolworld], [bfcl], [custom]; found {worlds or 'none'}")
-        return self
-
-    @model_validator(mode="after")
-    def _server_can(self) -> Recipe:
-        server = self.rollout.vllm
-        if server is None:
-            return self
-        if server.sync == "adapter" and (self.model.lora is None or self.chat.reward_tokens == "special"):
-            raise ValueError(
-                "rollout.vllm.sync = 'adapter' needs [model.lora] and chat.reward_tokens = 'text': vLLM's adapters "
-                "hold no trained tokens; or set sync = 'weights'"
-            )
-        for where, table in [("evaluate", self.evaluate), *((f"stages.{n}", s) for n, s in self.stages.items())]:
-            if isinstance(table, EvaluateTable | CollectTable | ReinforceTable) and table.top_p < 1:
-                raise ValueError(
-                    f"{where}.top_p = {table.top_p}: with backend = 'vllm' it has to be 1, because vLLM gives "
-                    f"log-probabilities over the nucleus only"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _references_resolve(self) -> Recipe:
-        trained = {BASE} | {name for name, stage in self.stages.items() if stage.kind != "collect"}
-        collected = set(self.stages) - trained
-        for name, stage in self.stages.items():
-            if name in (BASE, "gold") or not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"stages.{name}: choose another name (letters, digits, - and _; not 'base' or 'gold')")
-            if stage.kind == "pretrain":
-                if self.toolworld is None:
-                    raise ValueError(f"stages.{name}: pretrain needs the [toolworld] world")
-                if stage.start is None:
-                    continue
-            start = stage.loaded if stage.kind == "collect" else stage.start
-            if start not in trained:
-                raise ValueError(
-                    f"stages.{name}: {start!r} has no checkpoint; choose among {', '.join(sorted(trained))}"
-                )
-            for source in stage.data if stage.kind == "finetune" else ():
-                if source not in collected:
-                    raise ValueError(f"stages.{name}.data: {source!r} is not a collect stage")
-        for row in self.evaluate.rows:
-            if row.policy not in trained:
-                raise ValueError(f"evaluate.rows {row.row!r}: {row.policy!r} has no checkpoint")
-        names = [row.row for row in self.evaluate.rows]
-        if len(set(names)) != len(names):
-            raise ValueError("evaluate.rows: two rows have the same name")
-        self.order()
-        for name, stage in self.stages.items():
-            for source in stage.data if stage.kind == "finetune" else ():
-                ours, theirs = self.tokenizer_of(name), self.tokenizer_of(source)
-                if ours != theirs:
-                    raise ValueError(
-                        f"stages.{name} trains with the tokenizer of {ours!r}, but stages.{source} is rendered with "
-                        f"that of {theirs!r}: set the latter's tokenizer, or explore with a policy that shares it"
-                    )
-        return self
-
-    @cached_property
-    def suite(self) -> Suite:
-        """The world, ready to give tasks."""
-        if self.toolworld is not None:
-            return ToolWorldSuite(self.toolworld)
-        if self.bfcl is not None:
-            return BfclSuite(self.bfcl)
-        assert self.custom is not None  # validated
-        return CustomSuite(self.custom)
-
-    def needs(self, name: str) -> list[str]:
-        """The stages whose results a stage reads."""
-        stage = self.stages[name]
-        if stage.kind == "collect":
-            sources = [stage.loaded]
-        elif stage.kind == "finetune":
-            sources = [stage.start, *stage.data]
-        else:
-            sources = [stage.start]
-        return [source for source in sources if source in self.stages]
-
-    def with_followers(self, names: Iterable[str]) -> set[str]:
-        """The stages ``names`` and all that read their results, however far down the line."""
-        found = set(names)
-        for name in self.order():
-            if found & set(self.needs(name)):
-                found.add(name)
-        return found
-
-    def tokenizer_of(self, name: str) -> str:
-        """Where the tokenizer of a policy, or of a collect stage's episodes, comes from: ``base`` or a stage."""
-        stage = self.stages.get(name)
-        if stage is None:
-            return BASE
-        start = stage.loaded if stage.kind == "collect" else stage.start
-        return name if start is None or stage.kind == "retokenise" else self.tokenizer_of(start)
-
-    def order(self) -> list[str]:
-        """Stages in an order in which each comes after what it needs; raises ValueError on a cycle."""
-        ordered: list[str] = []
-        while len(ordered) < len(self.stages):
-            ready = [n for n in self.stages if n not in ordered and all(m in ordered for m in self.needs(n))]
-            if not ready:
-                raise ValueError(f"stages need each other in a circle: {sorted(set(self.stages) - set(ordered))}")
-            ordered += ready
-        return ordered
-
-    def digest(self, name: str) -> str:
-        """Hash of all that decides a stage's result: its table, what it needs, model, world, chat, limits, seed."""
-        content = self.model_dump(
-            mode="json",
-            include={"seed", "reward", "toolworld", "bfcl", "custom", "model", "chat", "rollout"},
-            exclude={"rollout": {"vllm"}},  # where a server is decides nothing
-        )
-        content["stage"] = self.stages[name].model_dump(mode="json")
-        content["needs"] = [self.digest(source) for source in self.needs(name)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a TOML recipe and apply overrides such as ``stages.grpo.steps=10`` (values are TOML).
-
-    Raises :class:`UserError` that names file, field, value and what was expected.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from error
-    for override in overrides or []:
-        _apply(content, override)
-    return parse_recipe(content, str(path))
-
-
-def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
-    """Validate a recipe's content; ``source`` is named in errors."""
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        lines = []
-        for issue in error.errors():
-            # below stages.<name> pydantic names the kind, which is no key of the file
-            kind_at = 2 if issue["loc"][:1] == ("stages",) else None
-            where = ".".join(str(part) for i, part in enumerate(issue["loc"]) if i != kind_at)
-            value = "" if isinstance(issue["input"], dict | list) else f" (given: {issue['input']!r})"
-            hint = (
-                "unknown key: check its spelling"
-                if issue["type"] == "extra_forbidden"
-                else issue["msg"].removeprefix("Value error, ")
-            )
-            lines.append(f"  {where or 'recipe'}: {hint}{value}")
-        raise UserError(f"{source} is not a valid recipe:\n" + "\n".join(lines)) from error
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key.strip():
-        raise UserError(f"override {override!r}: write key=value, for example seed=1 or stages.grpo.steps=10")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    *parents, last = key.strip().split(".")
-    table: Any = content
-    for parent in parents:
-        table = table.setdefault(parent, {}) if isinstance(table, dict) else None
-    if not isinstance(table, dict):
-        raise UserError(f"override {override!r}: {'.'.join(parents)} is not a table")
-    table[last] = value

@@ -1,0 +1,41 @@
+"""Write docs/results.md from the results files of ablations: ``python docs/make_results_md.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rcgrpo.experiments.results import read_results
+from rcgrpo.report.markdown import results_section
+
+PAGE = Path(__file__).with_name("results.md")
+FOLDER = Path(__file__).with_name("results")
+
+HEAD = """# Results
+
+<!-- Written by docs/make_results_md.py from the files in docs/results: make those with rcgrpo ablate. -->
+
+Each section is drawn from one file under `docs/results/`: its plan (tasks, seeds, comparisons, fixed in a commit before
+the runs started), its cells (one per row, seed and token at inference, with the outcome of every task), its
+comparisons. `rcgrpo results FILE` draws the same file as a page with training curves.
+
+How to read the figures:
+
+- Success is the share of tasks solved, in percent, mean over the seeds, each row under its own token at inference.
+- Intervals are 95% and speak of other seeds and other tasks of the same kind: a bootstrap that resamples seeds, and
+  tasks jointly for all seeds, calibrated by simulation (`tests/test_experiment_statistics.py`).
+- Differences are paired: the same tasks and the same seeds. `p (Holm)` is corrected over all planned comparisons of a
+  file. h is Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). McNemar's exact p is of each seed alone.
+- Flat groups: the share of groups sampled at temperature 1 under the row's token in which all outcomes are the same.
+  Separation: sampled success under high minus that under low, in points.
+- Budgets are equal among rows that have the stage in question, except where a note says why not.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    sections = [results_section(read_results(path), path.name) for path in sorted(FOLDER.glob("*.json"))]
+    return "\n\n".join([HEAD.rstrip(), *(sections or ["No ablation has been run yet."])]) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,1 @@
+"""The experiments station: an ablation's plan, its matrix of runs, its cells, and what they say statistically."""

@@ -1,0 +1,88 @@
+"""Run an ablation: each seed is one ordinary run directory, all their work is one queue, cells are read from both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rcgrpo.config import ArmTable, Recipe
+from rcgrpo.experiments.cells import found_cells
+from rcgrpo.experiments.plan import ablation_of, cell_name, seed_recipe
+from rcgrpo.experiments.results import Results, key_of, read_results, start, with_cells, write_results
+from rcgrpo.stages.directory import RunDirectory, provenance, write_json
+from rcgrpo.stages.run import Watcher, Work, forget, plan, work_off
+
+
+def seed_directory(out: Path, seed: int) -> RunDirectory:
+    """Where the run of a seed lies."""
+    return RunDirectory(out / f"seed-{seed}")
+
+
+def work_left(
+    recipe: Recipe,
+    out: Path,
+    results: Results,
+    seeds: Sequence[int],
+    arms: Sequence[ArmTable],
+    processes: int,
+    redo: Sequence[str] = (),
+) -> list[Work]:
+    """What is left to do: seed by seed, arm by arm; an arm's stages, then the cells of its tokens.
+
+    A cell that ``results`` hold is done, wherever it was measured, also where its run directory is gone; with
+    ``redo`` nothing is taken for done but what the run directories hold.
+    """
+    measured = {key_of(cell) for cell in results["cells"]} if not redo else set()
+    work: dict[Path, Work] = {}
+    for seed in seeds:
+        run, seeded = seed_directory(out, seed), seed_recipe(recipe, seed)
+        for arm in arms:
+            tokens = [token for token in ablation_of(recipe).tokens if (arm.row, seed, token) not in measured]
+            rows = [cell_name(arm.row, token) for token in tokens]
+            for piece in plan(run, seeded, processes, redo, rows):
+                work.setdefault(piece.directory.path, replace(piece, title=f"seed {seed}: {piece.title}"))
+    return list(work.values())
+
+
+def ablate(
+    recipe: Recipe,
+    out: Path,
+    path: Path,
+    results: Results,
+    seeds: Sequence[int],
+    arms: Sequence[ArmTable],
+    *,
+    jobs: int,
+    processes: int,
+    redo: list[str],
+    watch: Watcher = lambda *_: None,
+) -> Results:
+    """Do what is left of the chosen seeds and arms; ``results`` so far grow by the cells and are written to ``path``.
+
+    They are written also where the work is stopped by Ctrl-C or fails: with all cells found by then.
+    """
+    start(path, results)
+    for seed in seeds:
+        run, seeded = seed_directory(out, seed), seed_recipe(recipe, seed)
+        run.prepare(seeded, redo)
+        forget(run, seeded, redo)
+        write_json(run.path / "provenance.json", {**provenance(seed), "jobs": jobs, "processes": processes})
+    try:
+        left = work_left(recipe, out, results, seeds, arms, processes, redo)
+        work_off(left, jobs=jobs, processes=processes, watch=watch)
+    finally:
+        found = collect(recipe, out, read_results(path))  # read again: another session may have added cells
+        write_results(path, found)
+    return found
+
+
+def collect(recipe: Recipe, out: Path, results: Results) -> Results:
+    """The results with every cell that is found under ``out``, whatever session or machine measured it."""
+    cells: list[dict[str, Any]] = []
+    for seed in ablation_of(recipe).seeds:
+        run = seed_directory(out, seed)
+        if (run.path / "config.json").is_file():
+            cells += found_cells(recipe, run, seed)
+    return with_cells(results, cells)

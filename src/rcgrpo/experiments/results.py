@@ -1,0 +1,134 @@
+"""The results file of an ablation: plan, cells, comparisons. From it alone tables, report and docs are drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcgrpo.errors import UserError
+from rcgrpo.experiments.plan import fixing_commit
+from rcgrpo.experiments.statistics import compare, holm
+from rcgrpo.stages.directory import read_json
+
+Results = dict[str, Any]
+"""``{"plan": {...}, "cells": [...], "comparisons": [...]}``."""
+Key = tuple[str, int, str]
+"""Row, seed, token of a cell."""
+
+
+def key_of(cell: Mapping[str, Any]) -> Key:
+    """What names a cell."""
+    return cell["row"], cell["seed"], cell["token"]
+
+
+def read_results(path: Path) -> Results:
+    """Read a results file; :class:`UserError` where it is none."""
+    content = read_json(path)
+    if not isinstance(content, dict) or {"plan", "cells", "comparisons"} - content.keys():
+        raise UserError(f"{path} is not the results of an ablation: it needs plan, cells and comparisons")
+    return content
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write it through a temporary file and a rename; a cell takes a line."""
+
+    def lines(items: Iterable[Any]) -> str:
+        text = ",\n".join("  " + json.dumps(item) for item in items)
+        return f"[\n{text}\n ]" if text else "[]"
+
+    plan = json.dumps(results["plan"], indent=1).replace("\n", "\n ")
+    text = f'{{\n "plan": {plan},\n "cells": {lines(results["cells"])},\n "comparisons": {lines(results["comparisons"])}\n}}\n'  # noqa: E501
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def open_results(path: Path, plan: dict[str, Any], command: str) -> Results:
+    """The results so far under ``plan``, or none yet. Raises :class:`UserError` where the file has another plan.
+
+    ``command`` is what makes them, for people.
+    """
+    if not path.is_file():
+        return {"plan": {**plan, "command": command, "commit": None, "started": None}, "cells": [], "comparisons": []}
+    results = read_results(path)
+    if results["plan"].get("digest") != plan["digest"]:
+        changed = [key for key in plan if key != "digest" and results["plan"].get(key) != plan[key]]
+        raise UserError(
+            f"{path} holds another plan than this recipe's (they differ in {', '.join(changed)}): "
+            f"set the recipe back, or choose another --results"
+        )
+    return results
+
+
+def start(path: Path, results: Results) -> None:
+    """Note in the file when the runs began and which commit had fixed the plan before; done once, kept afterwards."""
+    if results["plan"]["started"] is not None:
+        return
+    fixed = {
+        "commit": fixing_commit(path, results["plan"]["digest"]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_results(path, {**results, "plan": {**results["plan"], **fixed}})
+
+
+def with_cells(results: Results, cells: Iterable[dict[str, Any]]) -> Results:
+    """The results with these cells added or replaced, in the plan's order, and every comparison made again."""
+    by_key = {key_of(cell): cell for cell in [*results["cells"], *cells]}
+    plan = results["plan"]
+    order = [(arm["row"], seed, token) for arm in plan["arms"] for seed in plan["seeds"] for token in plan["tokens"]]
+    ordered = [by_key[key] for key in order if key in by_key]
+    return {"plan": plan, "cells": ordered, "comparisons": comparisons(plan, ordered)}
+
+
+def merge(results: Results, others: Iterable[tuple[Path, Results]]) -> Results:
+    """Join cells that were measured apart under one plan.
+
+    Raises :class:`UserError` where another file has another plan, or measured the same cell otherwise.
+    """
+    cells = {key_of(cell): cell for cell in results["cells"]}
+    for path, other in others:
+        if other["plan"]["digest"] != results["plan"]["digest"]:
+            raise UserError(f"{path} holds another plan: only cells of one plan can be joined")
+        for cell in other["cells"]:
+            known = cells.setdefault(key_of(cell), cell)
+            if known["outcomes"] != cell["outcomes"]:
+                raise UserError(f"{path}: the cell {key_of(cell)} was measured twice, with different outcomes")
+    return with_cells(results, cells.values())
+
+
+def outcomes(cells: Iterable[Mapping[str, Any]], row: str, token: str) -> dict[int, np.ndarray]:
+    """Per seed the 0/1 outcome of every task, int8 [T]."""
+    return {
+        cell["seed"]: np.array([int(mark) for mark in cell["outcomes"]], dtype=np.int8)
+        for cell in cells
+        if (cell["row"], cell["token"]) == (row, token)
+    }
+
+
+def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The planned comparisons, each row under its own token, on the seeds that both rows have.
+
+    A pair without a common seed has nulls. Holm's correction runs over all planned pairs, measured or not.
+    """
+    token = {arm["row"]: arm["token"] for arm in plan["arms"]}
+    made: list[dict[str, Any]] = []
+    for a, b in plan["comparisons"]:
+        ours, theirs = outcomes(cells, a, token[a]), outcomes(cells, b, token[b])
+        seeds = [seed for seed in plan["seeds"] if seed in ours and seed in theirs]
+        entry: dict[str, Any] = {"a": a, "b": b, "diff": None, "low": None, "high": None, "p": None, "p_holm": None}
+        entry |= {"seeds": seeds, "effect_h": None, "odds_ratio": None, "by_seed": [], "mcnemar": []}
+        if seeds:
+            pair = compare(np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds]))
+            entry |= pair._asdict()
+            entry["mcnemar"] = [{"seed": s, **test._asdict()} for s, test in zip(seeds, pair.mcnemar, strict=True)]
+        made.append(entry)
+    for entry, corrected in zip(made, holm([entry["p"] for entry in made]), strict=True):
+        entry["p_holm"] = corrected
+    return made

@@ -1,0 +1,136 @@
+"""Attention over one packed row of tokens that holds whole groups: a prefix, then the completions that branch off it.
+
+Nothing is padded and no keys are copied: all the completions of a group meet the prefix's keys and values in one
+call, each meets its own in another, and the two are merged by their log-sum-exp. The backward pass of either part
+is exact when it is given the merged output and log-sum-exp, for those decide each weight: P = exp(S - lse).
+
+Shape suffixes: T packed tokens, H heads, K key/value heads, D head dimension. Runs on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+ATTENTION = "rcgrpo_branching"
+"""Name of the attention under which packed groups are scored."""
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Group(NamedTuple):
+    """Lengths of a prefix (may be 0) and of the completions that follow it, in the order of the packed tokens."""
+
+    prefix: int
+    completions: Sequence[int]
+
+
+class _Part(NamedTuple):
+    """Queries that meet keys: of their own span, causally, or of the prefix before them, all."""
+
+    queries: slice
+    keys: slice
+
+    @property
+    def causal(self) -> bool:
+        return self.queries == self.keys
+
+
+def _parts(groups: Sequence[Group]) -> Iterator[_Part]:
+    """The causal part of a span comes before its queries meet a prefix."""
+    start = 0
+    for group in groups:
+        prefix = slice(start, start + group.prefix)
+        if group.prefix:
+            yield _Part(prefix, prefix)
+        end = prefix.stop
+        for length in group.completions:
+            own = slice(end, end + length)
+            yield _Part(own, own)
+            end += length
+        if group.prefix:
+            yield _Part(slice(prefix.stop, end), prefix)
+        start = end
+
+
+def _fold(x_1HT_: Tensor, kv_heads: int) -> Tensor:
+    """Heads that share keys, one after the other: [1, H, T, ...] to [1, K, H / K * T, ...]."""
+    return x_1HT_.reshape(1, kv_heads, -1, *x_1HT_.shape[3:])
+
+
+def _repeat(x_1KTD: Tensor, share: int) -> Tensor:
+    return x_1KTD if share == 1 else x_1KTD.repeat_interleave(share, dim=1)
+
+
+class _Branching(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query_1HTD, key_1KTD, value_1KTD, scale, groups):
+        _, heads, tokens, width = query_1HTD.shape
+        kv_heads = key_1KTD.shape[1]
+        out_1HTD = query_1HTD.new_empty(1, tokens, heads, width).transpose(1, 2)
+        lse_1HT = query_1HTD.new_empty(1, tokens, heads, dtype=_wide(query_1HTD.dtype)).transpose(1, 2)
+        for part in _parts(groups):
+            query, key, value = query_1HTD[:, :, part.queries], key_1KTD[:, :, part.keys], value_1KTD[:, :, part.keys]
+            out, lse = out_1HTD[:, :, part.queries], lse_1HT[:, :, part.queries]
+            if part.causal:
+                share = heads // kv_heads
+                new, total = _forward(query, _repeat(key, share), _repeat(value, share), 0.0, True, scale=scale)
+                out.copy_(new)
+                lse.copy_(total)
+            else:
+                new, total = _forward(_fold(query, kv_heads), key, value, 0.0, False, scale=scale)
+                new, total = new.reshape(out.shape), total.reshape(lse.shape)
+                merged = torch.logaddexp(lse, total)
+                out.mul_((lse - merged).exp_()[..., None]).addcmul_(new, (total - merged).exp_()[..., None])
+                lse.copy_(merged)
+        ctx.save_for_backward(query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT)
+        ctx.scale, ctx.groups = scale, groups
+        return out_1HTD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
+        query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT = ctx.saved_tensors
+        heads, kv_heads = query_1HTD.shape[1], key_1KTD.shape[1]
+        d_query, d_key, d_value = torch.zeros_like(query_1HTD), torch.zeros_like(key_1KTD), torch.zeros_like(value_1KTD)
+        for part in _parts(ctx.groups):
+            rows = [x[:, :, part.queries] for x in (grads[0], query_1HTD, out_1HTD, lse_1HT)]
+            key, value = key_1KTD[:, :, part.keys], value_1KTD[:, :, part.keys]
+            if part.causal:
+                share = heads // kv_heads
+                key, value = _repeat(key, share), _repeat(value, share)
+            else:
+                rows = [_fold(x, kv_heads) for x in rows]
+            grad, query, out, lse = rows
+            dq, dk, dv = _backward(grad, query, key, value, out, lse, 0.0, part.causal, scale=ctx.scale)
+            d_query[:, :, part.queries] += dq.reshape(d_query[:, :, part.queries].shape)
+            for whole, new in ((d_key, dk), (d_value, dv)):
+                whole[:, :, part.keys] += new.reshape(1, kv_heads, -1, *new.shape[2:]).sum(2)
+        return d_query, d_key, d_value, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    groups: Sequence[Group] = (),
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: query [1, H, T, D], key and value [1, K, T, D]; gives [1, T, H, D]."""
+    out_1HTD = _Branching.apply(query, key, value, scaling, groups)
+    return out_1HTD.transpose(1, 2), None  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+
+AttentionInterface.register(ATTENTION, attend)

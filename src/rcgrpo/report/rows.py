@@ -1,0 +1,138 @@
+"""What the table of an ablation says, in the terminal, on the page and in the docs: from the results file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rcgrpo.experiments.results import outcomes
+from rcgrpo.experiments.statistics import mean_interval
+from rcgrpo.report.table import percent, signed
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """An arm under a token, over its seeds. Shares in [0, 1]; None where nothing was measured."""
+
+    row: str
+    token: str
+    headline: bool
+    """This token is the arm's own at inference."""
+    seeds: list[int]
+    n: int
+    """Tasks."""
+    by_seed: list[float]
+    """Success of each seed."""
+    success: float
+    low: float
+    high: float
+    """95% interval over seeds and tasks."""
+    figures: dict[str, float | None]
+    """Means over the seeds: ``success_sampled``, ``zero_variance_share``, ``separation``, ``rollouts``,
+    ``gradient_steps``, ``tokens``, ``stage1_tokens``, ``seconds``."""
+
+
+AVERAGED = (
+    "success_sampled", "zero_variance_share", "separation", "rollouts", "gradient_steps", "tokens", "stage1_tokens",
+    "seconds",
+)  # fmt: skip
+
+
+def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
+    """Every arm under every token that some seed was measured under, in the plan's order."""
+    rows = []
+    for arm in results["plan"]["arms"]:
+        for token in results["plan"]["tokens"]:
+            cells = [c for c in results["cells"] if (c["row"], c["token"]) == (arm["row"], token)]
+            if not cells:
+                continue
+            by_seed = outcomes(cells, arm["row"], token)
+            over = mean_interval(np.stack(list(by_seed.values())))
+            rows.append(
+                AblationRow(
+                    arm["row"],
+                    token,
+                    token == arm["token"],
+                    list(by_seed),
+                    cells[0]["n"],
+                    [cell["success"] for cell in cells],
+                    over.value,
+                    over.low,
+                    over.high,
+                    {key: mean_known(cell[key] for cell in cells) for key in AVERAGED},
+                )
+            )
+    return rows
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values; None if there is none."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def training_seconds(results: Mapping[str, Any]) -> float:
+    """Seconds of all stages, a stage that several arms share counted once per seed, and of all evaluations."""
+    stages = {(c["seed"], name): s for c in results["cells"] for name, s in c["stages"].items()}
+    return sum(stages.values()) + sum(c["evaluate_seconds"] for c in results["cells"])
+
+
+def p_value(p: float | None) -> str:
+    """A p-value for people."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def hours(seconds: float) -> str:
+    """A duration for people."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def print_plan(plan: Mapping[str, Any], console: Console) -> None:
+    """Print arms and budgets of a plan."""
+    table = Table(caption=f"seeds {plan['seeds']}; {plan['tasks']['n']} tasks; tokens {', '.join(plan['tokens'])}")
+    for heading in ("arm", "token"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("stage-1 episodes", "rollouts", "gradient steps"):
+        table.add_column(heading, justify="right")
+    table.add_column("unmatched because", overflow="fold")
+    for arm in plan["arms"]:
+        spent = (str(value) for value in arm["budget"].values())
+        table.add_row(escape(arm["row"]), arm["token"], *spent, escape(arm["unmatched"] or ""))
+    console.print(table)
+
+
+def print_ablation(results: Mapping[str, Any], console: Console) -> None:
+    """Print the headline rows and the comparisons of an ablation."""
+    wide = console.width >= 110
+    table = Table(caption="percent; 95% intervals over seeds and tasks", caption_justify="left")
+    table.add_column("row", overflow="fold")
+    extra = ("sampled", "flat groups", "separation") if wide else ()
+    for heading in ("token", "success", "95% interval", "seeds", *extra):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in ablation_rows(results):
+        if row.headline:
+            interval = f"{percent(row.low)} - {percent(row.high)}"
+            more = [percent(row.figures[k]) for k in ("success_sampled", "zero_variance_share")]
+            more = [*more, signed(row.figures["separation"])] if wide else []
+            table.add_row(escape(row.row), row.token, percent(row.success), interval, str(len(row.seeds)), *more)
+    console.print(table)
+    if not results["comparisons"]:
+        return
+    table = Table(caption="points; p after Holm's correction over the planned comparisons", caption_justify="left")
+    for heading in ("a", "b"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("a - b", "95% interval", "p", "p (Holm)", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for pair in results["comparisons"]:
+        interval = f"{signed(pair['low'])} to {signed(pair['high'])}"
+        found = [signed(pair["diff"]), interval, p_value(pair["p"]), p_value(pair["p_holm"]), str(len(pair["seeds"]))]
+        table.add_row(escape(pair["a"]), escape(pair["b"]), *found)
+    console.print(table)

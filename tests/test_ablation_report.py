@@ -1,0 +1,186 @@
+"""The page and the section of docs/results.md that an ablation's results file gives."""
+
+import re
+import runpy
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rcgrpo.experiments.results import read_results, with_cells, write_results
+from rcgrpo.report.ablation import arm_views, forest_reach, notes, render_ablation, shown_at_first, trained_arms
+from rcgrpo.report.ablation_figures import Trained, band, end_of_training
+from rcgrpo.report.markdown import markdown_table, results_section
+from rcgrpo.report.rows import ablation_rows, hours, print_ablation, print_plan, training_seconds
+from synthetic_ablation import ARMS, synthetic_results
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return synthetic_results()
+
+
+@pytest.fixture(scope="module")
+def page(results) -> str:
+    return render_ablation(results)
+
+
+class Page(HTMLParser):
+    """Ids, links to the outside, and whether tags are closed."""
+
+    VOID = ("meta", "input", "br", "circle", "line", "path", "use", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.outside += [v for n, v in attrs if n in ("src", "href", "xlink:href") and not v.startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_is_well_formed(page):
+    parsed = Page(page)
+    assert parsed.outside == [] and parsed.open == [] and "<script" not in page
+    assert len(set(parsed.ids)) == len(parsed.ids)
+    assert "default-src 'none'" in page
+
+
+def test_the_page_shows_every_row_with_its_mean_over_the_seeds(page, results):
+    for row, _, token, *_ in ARMS:
+        successes = [c["success"] for c in results["cells"] if (c["row"], c["token"]) == (row, token)]
+        assert row in page and f"<strong>{100 * np.mean(successes):.1f}</strong>" in page
+    for pair in results["comparisons"]:
+        assert f"<strong>{100 * pair['diff']:+.1f}</strong>" in page
+    for title in ("Reward", "Flat groups", "Separation", "Variance between tokens", "Variance within tokens", "Cost"):
+        assert f">{title}</h" in page
+
+
+def test_what_a_plan_says_is_escaped(results):
+    hostile = "<img src=x onerror=alert(1)>"
+    plan = {**results["plan"], "description": hostile, "command": hostile}
+    page = render_ablation({"plan": plan, "cells": [], "comparisons": []})
+    assert hostile not in page and "&lt;img src=x" in page
+
+
+def test_an_arms_box_hides_what_is_drawn_of_it(page, results):
+    """The rule of a box names the end of the ids of the arm's lines, bands and dots, and of no other arm's."""
+    arms = trained_arms(results, arm_views(results))
+    ids = Page(page).ids
+    assert len({arm.gid for arm in arms}) == len(arms) == 7
+    for arm in arms:
+        assert f'main:has(#show-{arm.gid}:not(:checked)) [id$="-{arm.gid}"]' in page
+        hidden = {i for i in ids if i.endswith(f"-{arm.gid}")} - {f"show-{arm.gid}"}
+        assert {f"curve-reward_mean-{kind}-{arm.gid}" for kind in ("line", "band")} <= hidden
+        assert not any(i.endswith(f"-{arm.gid}") for other in arms if other is not arm for i in [f"x-{other.gid}"])
+
+
+def test_of_many_arms_those_in_comparisons_are_shown_first(results):
+    arms = [Trained(f"arm {i}", str(i % 8), i // 8, []) for i in range(20)]
+    plan = {"comparisons": [["arm 19", "arm 3"], ["SFT", "arm 18"]]}
+    assert shown_at_first({"plan": plan}, arms) == {"arm 19", "arm 3", "arm 18", *(f"arm {i}" for i in (0, 1, 2, 4, 5))}
+    assert shown_at_first({"plan": plan}, arms[:8]) == {arm.row for arm in arms[:8]}
+
+
+def test_a_band_is_the_mean_and_the_range_of_the_seeds():
+    def cell(values, steps=None):
+        return {"curves": {"step": steps or list(range(1, len(values) + 1)), "kl": values}}
+
+    found = band([cell([1.0, 2.0, None]), cell([3.0, 6.0, None]), cell([None] * 3)], "kl")
+    assert found is not None
+    assert (found.steps, found.mean, found.low, found.high) == ([1, 2], [2, 4], [1, 2], [3, 6])
+    assert band([cell([None, None])], "kl") is None
+    shorter = band([cell([1.0, 2.0, 3.0]), cell([3.0])], "kl")
+    assert shorter is not None and shorter.mean == [2, 2, 3]
+
+
+def test_the_end_of_training_is_its_last_fifth():
+    values = [0.0] * 8 + [1.0, 0.5]
+    assert end_of_training({"curves": {"kl": values}}, "kl") == pytest.approx(0.75)
+    assert end_of_training({"curves": {"kl": [1.0, None]}}, "kl") is None
+
+
+def test_rows_average_what_is_known_and_time_counts_shared_stages_once(results):
+    rows = {(row.row, row.token): row for row in ablation_rows(results)}
+    assert len(rows) == 30 and sum(row.headline for row in rows.values()) == 10
+    dapo = rows["DAPO", "none"]
+    assert dapo.figures["rollouts"] == 25600 and dapo.seeds == [0, 1, 2, 3, 4] and dapo.low < dapo.success < dapo.high
+    # by hand: two arms that share their stage 1
+    small = with_cells(results, [])
+    small["cells"] = [
+        {"seed": 0, "stages": {"sft": 100.0, "grpo": 10.0}, "evaluate_seconds": 1.0},
+        {"seed": 0, "stages": {"sft": 100.0}, "evaluate_seconds": 2.0},
+        {"seed": 1, "stages": {"sft": 100.0}, "evaluate_seconds": 3.0},
+    ]
+    assert training_seconds(small) == 100 + 10 + 100 + 6
+    assert [hours(s) for s in (30, 600, 7200)] == ["30 s", "10.0 min", "2.0 h"]
+
+
+def test_what_a_reader_must_know_is_said(results):
+    assert notes(results) == ["DAPO has another budget: it resamples flat groups, at most twice."]
+    loose = synthetic_results(2, 20, commit=None)
+    loose["cells"] = [c for c in loose["cells"] if c["seed"] == 0]
+    found = " ".join(notes(loose))
+    assert "not committed before" in found and "Not measured yet: seed 1" in found and "One seed only" in found
+
+
+def test_an_ablation_under_way_is_drawn_as_far_as_it_got(results):
+    plan = results["plan"]
+    none = {"plan": {**plan, "started": None}, "cells": [], "comparisons": []}
+    assert "0 of 150 cells" in render_ablation(none)
+    some = with_cells(none, [c for c in results["cells"] if c["row"] == "base" and c["token"] == "low"])
+    assert "not measured yet" in render_ablation(some) and "not measured yet" in results_section(some, "x.json")
+
+
+def test_the_forest_plot_reaches_the_widest_interval():
+    assert forest_reach([{"low": -0.31, "high": 0.2}, {"low": None, "high": None}]) == 40
+    assert forest_reach([]) == 10 and forest_reach([{"low": -1.0, "high": 0.2}]) == 100
+
+
+def test_the_markdown_has_the_pages_figures(results):
+    text = results_section(results, "synthetic.json")
+    table = [line for line in text.splitlines() if line.startswith("| SFT + GRPO | none")]
+    success = np.mean([c["success"] for c in results["cells"] if (c["row"], c["token"]) == ("SFT + GRPO", "none")])
+    assert len(table) == 1 and f"**{100 * success:.1f}**" in table[0]
+    assert "rcgrpo ablate recipes/synthetic.toml --results docs/results/synthetic.json" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}) == 2
+    assert markdown_table(["a", "b"], [["x|y", "1"]], texts=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
+
+
+def test_a_results_file_survives_writing_and_reading(results, tmp_path):
+    write_results(tmp_path / "r.json", results)
+    assert read_results(tmp_path / "r.json") == results
+    lines = (tmp_path / "r.json").read_text().splitlines()
+    assert sum(line.startswith('  {"row"') for line in lines) == 150
+
+
+def test_the_terminal_shows_plan_table_and_comparisons(results):
+    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_plan(results["plan"], console)
+    print_ablation(results, console)
+    shown = console.export_text()
+    assert "it resamples flat groups" in shown and "8320" in shown
+    assert re.search(r"SFT \+ GRPO +│ +none │ +[\d.]+ │", shown) and "p (Holm)" in shown
+
+
+def test_the_page_of_results_is_up_to_date():
+    maker = runpy.run_path(str(ROOT / "docs" / "make_results_md.py"))
+    assert maker["page"]() == (ROOT / "docs" / "results.md").read_text(), "run: python docs/make_results_md.py"

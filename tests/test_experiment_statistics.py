@@ -1,0 +1,160 @@
+"""Intervals and tests over seeds and tasks against hand calculations, scipy, statsmodels and simulations."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import bootstrap, fisher_exact, ttest_1samp
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
+
+from rcgrpo.experiments import statistics
+from rcgrpo.experiments.statistics import compare, holm, layout_variance, mcnemar, mean_interval
+
+
+def grid(
+    seeds: int, tasks: int, rng: np.random.Generator, *, seed_sd: float, hardness: np.ndarray | None = None
+) -> np.ndarray:
+    """0/1 outcomes of an arm: log-odds by task (the same for all arms that share ``hardness``) and by seed."""
+    by_task = rng.normal(0.3, 1.5, tasks) if hardness is None else hardness
+    log_odds = by_task + rng.normal(0, seed_sd, (seeds, 1))
+    return (rng.random((seeds, tasks)) < 1 / (1 + np.exp(-log_odds))).astype(np.int8)
+
+
+def test_mcnemar_by_hand_and_as_statsmodels():
+    a = np.array([1] * 9 + [0] * 1 + [1] * 5 + [0] * 5)
+    b = np.array([0] * 9 + [1] * 1 + [1] * 5 + [0] * 5)
+    # 9 to 1 among 10 discordant pairs: 2 * (C(10,0) + C(10,1)) / 2^10
+    assert mcnemar(a, b) == (9, 1, pytest.approx(22 / 1024))
+    table = [[5, 9], [1, 5]]
+    assert mcnemar(a, b).p == pytest.approx(mcnemar_table(table, exact=True).pvalue)
+    assert mcnemar(a, a) == (0, 0, 1.0)
+
+
+def test_holm_by_hand_with_one_not_yet_measured():
+    # sorted: .01 * 4, .02 * 3, .04 * 2, then the unmeasured one as 1
+    assert holm([0.04, None, 0.01, 0.02]) == [pytest.approx(0.08), None, pytest.approx(0.04), pytest.approx(0.06)]
+    assert holm([]) == []
+
+
+def test_with_one_seed_the_interval_is_scipys_bootstrap_over_tasks():
+    outcomes = (np.arange(60) % 3 == 0).astype(np.int8)
+    ours = mean_interval(outcomes[None])
+    theirs = bootstrap(
+        (outcomes,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.value == pytest.approx(1 / 3)
+    assert ours.low == pytest.approx(theirs.low, abs=0.01) and ours.high == pytest.approx(theirs.high, abs=0.01)
+
+
+def two_way_model(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean squares of seeds, tasks and residual from statsmodels' analysis of variance."""
+    seeds, tasks = np.indices(values.shape)
+    frame = pd.DataFrame({"y": values.ravel(), "seed": seeds.ravel(), "task": tasks.ravel()})
+    table = anova_lm(ols("y ~ C(seed) + C(task)", frame).fit())
+    return tuple(table["mean_sq"][name] for name in ("C(seed)", "C(task)", "Residual"))
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.5, 3.0])
+def test_the_variance_is_that_of_an_analysis_of_variance(seed_sd):
+    values = grid(4, 30, np.random.default_rng(5), seed_sd=seed_sd).astype(float)
+    of_seeds, of_tasks, residual = two_way_model(values)
+    components = [max(of_seeds - residual, 0) / 30, max(of_tasks - residual, 0) / 4, residual]
+    expected = components[0] / 4 + components[1] / 30 + components[2] / 120
+    variance, df = layout_variance(values)
+    assert variance == pytest.approx(expected)
+    assert min(3, 29) <= df <= 120
+
+
+def test_the_variance_of_seeds_or_tasks_alone_is_the_textbooks():
+    only_seeds = np.repeat([[0.2], [0.4], [0.9]], 10, axis=1)
+    assert layout_variance(only_seeds) == (pytest.approx(np.var([0.2, 0.4, 0.9], ddof=1) / 3), pytest.approx(2))
+    only_tasks = np.repeat([np.arange(10) % 2], 3, axis=0)
+    assert layout_variance(only_tasks) == (pytest.approx(np.var(only_tasks[0], ddof=1) / 10), pytest.approx(9))
+    assert layout_variance(only_tasks[:1]) == layout_variance(only_tasks)
+    assert layout_variance(np.ones((3, 4))) == (0.0, np.inf)
+
+
+def test_where_seeds_alone_differ_the_interval_is_the_t_tests():
+    by_seed = np.array([0.42, 0.46, 0.43, 0.48, 0.41])
+    ours = mean_interval(np.repeat(by_seed[:, None], 50, axis=1))
+    theirs = ttest_1samp(by_seed, 0).confidence_interval()
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+def test_tasks_are_resampled_for_all_seeds_at_once():
+    """Five seeds that agree on every task are no more than one: tasks resampled apart would shrink the interval."""
+    one = (np.arange(40) % 2)[None]
+    five = np.repeat(one, 5, axis=0)
+    width = lambda values: mean_interval(values).high - mean_interval(values).low  # noqa: E731
+    assert width(five) == pytest.approx(width(one), rel=0.1)
+    apart = np.stack([np.random.default_rng(i).permutation(one[0]) for i in range(5)])
+    assert width(apart) < 0.8 * width(one)
+
+
+def test_a_comparison_by_hand():
+    a = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=np.int8)
+    b = np.array([[1, 0, 0, 0], [0, 1, 0, 1]], dtype=np.int8)
+    found = compare(a, b)
+    assert found.diff == pytest.approx(5 / 8 - 3 / 8) and found.by_seed == [0.5, 0.0]
+    assert found.odds_ratio == pytest.approx(3 / 1)
+    assert found.effect_h == pytest.approx(2 * math.asin(math.sqrt(5 / 8)) - 2 * math.asin(math.sqrt(3 / 8)))
+    assert [test[:2] for test in found.mcnemar] == [(2, 0), (1, 1)]
+    assert found.low <= found.diff <= found.high
+    mirrored = compare(b, a)
+    assert (mirrored.diff, mirrored.low, mirrored.high) == pytest.approx((-found.diff, -found.high, -found.low))
+    assert mirrored.p == pytest.approx(found.p)
+    assert compare(a, a).p == 1.0 and compare(a, b) == found
+    with pytest.raises(ValueError, match="same seeds and tasks"):
+        compare(a, b[:1])
+
+
+def test_pairing_sees_what_unpaired_rates_hide():
+    rng = np.random.default_rng(3)
+    worse = grid(3, 200, rng, seed_sd=0.0)
+    better = worse.copy()
+    better[:, :20] = 1  # the same outcomes but for what twenty tasks gain
+    gained = int(better.sum() - worse.sum())
+    paired = compare(better, worse)
+    rates = [[int(x.sum()), x.size - int(x.sum())] for x in (better, worse)]
+    assert gained > 0 and paired.p < 0.05 < fisher_exact(rates).pvalue
+
+
+def simulated(*, seeds: int, seed_sd: float, shift: float = 0.0, runs: int = 400) -> tuple[float, float, float]:
+    """(coverage of 0, share of p below 0.05, share of p below 0.5) over fresh tasks, seeds and outcomes."""
+    rng = np.random.default_rng(11)
+    found = []
+    for _ in range(runs):
+        hardness = rng.normal(0.3, 1.5, 60)
+        a = grid(seeds, 60, rng, seed_sd=seed_sd, hardness=hardness + shift)
+        found.append(compare(a, grid(seeds, 60, rng, seed_sd=seed_sd, hardness=hardness)))
+    p = np.array([pair.p for pair in found])
+    return (
+        float(np.mean([pair.low <= 0 <= pair.high for pair in found])),
+        float((p < 0.05).mean()),
+        float((p < 0.5).mean()),
+    )
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(5, 0.1), (5, 0.6), (3, 0.3)])
+def test_intervals_cover_the_truth_and_p_is_near_uniform_where_nothing_is(monkeypatch, seeds, seed_sd):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    covered, below_5, below_50 = simulated(seeds=seeds, seed_sd=seed_sd)
+    assert 0.925 <= covered <= 0.99, covered
+    assert 0.01 <= below_5 <= 0.075, below_5
+    assert 0.35 <= below_50 <= 0.6, below_50
+
+
+def test_a_real_difference_is_found(monkeypatch):
+    """The negative control of the null simulation."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    covered, below_5, _ = simulated(seeds=5, seed_sd=0.1, shift=1.0, runs=60)
+    assert covered < 0.2 and below_5 > 0.8
+
+
+def test_intervals_stay_within_what_is_possible():
+    two = np.array([[1, 1, 1, 1], [1, 0, 0, 1]], dtype=np.int8)
+    assert mean_interval(two).high == 1.0 and compare(two, 1 - two).low >= -1.0
+    assert mean_interval(np.ones((2, 5), dtype=np.int8)) == (1.0, 1.0, 1.0)
