@@ -14,7 +14,9 @@ import torch
 from rcgrpo.cli import app, guarded
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rcgrpo.stages.run", "rcgrpo.stages.reinforce", "rcgrpo.stages.evaluate", "accelerate", "peft"])
+SERVER.set_forkserver_preload(
+    ["rcgrpo.stages.run", "rcgrpo.stages.reinforce", "rcgrpo.stages.evaluate", "accelerate", "peft"]
+)
 
 
 def _work(arguments: list[str], env: dict[str, str], stdout: str, stderr: str) -> None:
