@@ -112,7 +112,7 @@ def run(
 def ablate(
     recipe_path: RecipePath,
     overrides: Overrides = None,
-    seeds: Annotated[str | None, typer.Option(help="How many of the planned seeds, or a list: 0,1,2.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many of the planned seeds, or which: 0,1 or 3,")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Arm to run, by its row; repeatable. Default: all.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the seeds' runs; runs/<name> if absent.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results file; OUT/results.json if absent.")] = None,
