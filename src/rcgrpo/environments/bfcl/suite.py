@@ -53,11 +53,12 @@ class BfclConfig(BaseModel):
     def _no_idle_option(self) -> BfclConfig:
         if len(set(self.categories)) != len(self.categories):
             raise ValueError(f"categories names one twice: {list(self.categories)}")
+        given = self.model_dump(exclude_defaults=True)
         if self.rule == "smoke":
             for name in ("split_seed", "test_share", "categories"):
-                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                if name in given:
                     raise ValueError(f"{name} has no meaning for rule = 'smoke': remove it")
-        if not self.pretrain and self.model_fields_set & {"pretrain_categories", "pretrain_seed"}:
+        if not self.pretrain and given.keys() & {"pretrain_categories", "pretrain_seed"}:
             raise ValueError("pretrain_categories and pretrain_seed have no meaning without pretrain: give its size")
         if self.protocol == "paper_merged" and self.withheld_callable:
             raise ValueError("withheld_callable has no meaning for protocol = 'paper_merged': remove it")
