@@ -19,8 +19,8 @@ from rcgrpo.bench.gpu_shapes import Load
 from rcgrpo.bench.measure import rounded
 from rcgrpo.episodes.types import Sampling
 from rcgrpo.policy.engine import Engine
+from rcgrpo.policy.flex_packing import FlexScorer
 from rcgrpo.policy.lean_adamw import LeanAdamW
-from rcgrpo.policy.packed_attention import PackedScorer
 from rcgrpo.policy.packing import ScoringBatch
 from rcgrpo.policy.scoring import Scorer, reference_scores
 from rcgrpo.policy.static_engine import StaticEngine
@@ -127,9 +127,9 @@ def play(
 
 def scorer_of(model: nn.Module, attention: str, *, checkpoint: bool = True) -> Scorer:
     """By name: one of ``ATTENTIONS``, or ``whole`` for the ordinary forward."""
-    if attention in ("flash", "flex"):
-        return PackedScorer(model, attention=attention, checkpoint=checkpoint)  # pyright: ignore[reportArgumentType]
-    return Scorer(model, shared_prefix=attention != "whole", packed=False, checkpoint=checkpoint)
+    if attention == "flex":
+        return FlexScorer(model, checkpoint=checkpoint)
+    return Scorer(model, shared_prefix=attention != "whole", packed=attention == "flash", checkpoint=checkpoint)
 
 
 def batches(rows: Sequence[Played], group: int, device: torch.device) -> list[tuple[ScoringBatch, Tensor]]:

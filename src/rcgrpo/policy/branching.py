@@ -4,7 +4,8 @@ Nothing is padded and no keys are copied: all the completions of a group meet th
 call, each meets its own in another, and the two are merged by their log-sum-exp. The backward pass of either part
 is exact when it is given the merged output and log-sum-exp, for those decide each weight: P = exp(S - lse).
 
-Shape suffixes: T packed tokens, H heads, K key/value heads, D head dimension. Runs on CPUs.
+The kernel is the flash attention of the tensors' device: a CPU, or CUDA (16 bits only; never run there yet).
+Shape suffixes: T packed tokens, H heads, K key/value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -19,8 +20,35 @@ from transformers import AttentionInterface
 ATTENTION = "rcgrpo_branching"
 """Name of the attention under which packed groups are scored."""
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_aten = torch.ops.aten
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, ...]:
+    """Output, log-sum-exp, and what the backward kernel wants to have back (nothing on a CPU)."""
+    if query.device.type == "cpu":
+        return _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+    op = _aten._scaled_dot_product_flash_attention
+    out, lse, _, _, _, _, seed, offset, _ = op(query, key, value, 0.0, causal, False, scale=scale)
+    return out, lse, seed, offset
+
+
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+    rng: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Gradients of query, key and value; ``rng`` is what the forward kernel gave last."""
+    if query.device.type == "cpu":
+        op = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return op(grad, query, key, value, out, lse, 0.0, causal, scale=scale)
+    op, lengths = _aten._scaled_dot_product_flash_attention_backward, (query.shape[2], key.shape[2])
+    return op(grad, query, key, value, out, lse.contiguous(), None, None, *lengths, 0.0, causal, *rng, scale=scale)
 
 
 class Group(NamedTuple):
@@ -74,28 +102,31 @@ class _Branching(torch.autograd.Function):
         kv_heads = key_1KTD.shape[1]
         out_1HTD = query_1HTD.new_empty(1, tokens, heads, width).transpose(1, 2)
         lse_1HT = query_1HTD.new_empty(1, tokens, heads, dtype=_wide(query_1HTD.dtype)).transpose(1, 2)
+        rng: list[Tensor] = []
         for part in _parts(groups):
             query, key, value = query_1HTD[:, :, part.queries], key_1KTD[:, :, part.keys], value_1KTD[:, :, part.keys]
             out, lse = out_1HTD[:, :, part.queries], lse_1HT[:, :, part.queries]
             if part.causal:
                 share = heads // kv_heads
-                new, total = _forward(query, _repeat(key, share), _repeat(value, share), 0.0, True, scale=scale)
+                new, total, *rng = _forward(query, _repeat(key, share), _repeat(value, share), True, scale)
                 out.copy_(new)
                 lse.copy_(total)
             else:
-                new, total = _forward(_fold(query, kv_heads), key, value, 0.0, False, scale=scale)
+                new, total, *rng = _forward(_fold(query, kv_heads), key, value, False, scale)
                 new, total = new.reshape(out.shape), total.reshape(lse.shape)
                 merged = torch.logaddexp(lse, total)
-                out.mul_((lse - merged).exp_()[..., None]).addcmul_(new, (total - merged).exp_()[..., None])
+                out.mul_((lse - merged).exp_()[..., None]).addcmul_(
+                    new, (total - merged).exp_()[..., None].to(new.dtype)
+                )
                 lse.copy_(merged)
-        ctx.save_for_backward(query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT)
+        ctx.save_for_backward(query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT, *rng)
         ctx.scale, ctx.groups = scale, groups
         return out_1HTD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
-        query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT = ctx.saved_tensors
+        query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT, *rng = ctx.saved_tensors
         heads, kv_heads = query_1HTD.shape[1], key_1KTD.shape[1]
         d_query, d_key, d_value = torch.zeros_like(query_1HTD), torch.zeros_like(key_1KTD), torch.zeros_like(value_1KTD)
         for part in _parts(ctx.groups):
@@ -107,7 +138,7 @@ class _Branching(torch.autograd.Function):
             else:
                 rows = [_fold(x, kv_heads) for x in rows]
             grad, query, out, lse = rows
-            dq, dk, dv = _backward(grad, query, key, value, out, lse, 0.0, part.causal, scale=ctx.scale)
+            dq, dk, dv = _backward(grad, query, key, value, out, lse, part.causal, ctx.scale, rng)
             d_query[:, :, part.queries] += dq.reshape(d_query[:, :, part.queries].shape)
             for whole, new in ((d_key, dk), (d_value, dv)):
                 whole[:, :, part.keys] += new.reshape(1, kv_heads, -1, *new.shape[2:]).sum(2)

@@ -1,11 +1,10 @@
-"""Packed groups by the GPU's two ways against whole sequences: log-probs and gradients in float64."""
+"""Packed groups by flex attention against whole sequences: log-probs and gradients in float64."""
 
 import pytest
 import torch
 
-from rcgrpo.errors import UserError
-from rcgrpo.policy import packed_attention
-from rcgrpo.policy.packed_attention import PackedScorer
+from rcgrpo.policy import flex_packing
+from rcgrpo.policy.flex_packing import FlexScorer
 from rcgrpo.policy.packing import ScoringBatch
 from rcgrpo.policy.scoring import Scorer
 from tiny_models import ARCHITECTURES, random_ids, tiny_model
@@ -13,7 +12,7 @@ from tiny_models import ARCHITECTURES, random_ids, tiny_model
 
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch):
-    monkeypatch.setattr(packed_attention, "MULTIPLE", 32)
+    monkeypatch.setattr(flex_packing, "MULTIPLE", 32)
 
 
 def batch() -> ScoringBatch:
@@ -37,12 +36,11 @@ def scores_and_gradients(scorer, model):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("attention", ["flex", "flash"])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_log_probs_and_gradients_equal_those_of_whole_sequences(name, attention, checkpoint):
+def test_log_probs_and_gradients_equal_those_of_whole_sequences(name, checkpoint):
     model = tiny_model(name, initializer_range=0.1)
     expected = scores_and_gradients(Scorer(model, shared_prefix=False), model)
-    ours = scores_and_gradients(PackedScorer(model, attention=attention, checkpoint=checkpoint), model)
+    ours = scores_and_gradients(FlexScorer(model, checkpoint=checkpoint), model)
     torch.testing.assert_close(ours[0], expected[0], atol=1e-8, rtol=0)
     for gradient, oracle in zip(ours[1], expected[1], strict=True):
         torch.testing.assert_close(gradient, oracle, atol=1e-6, rtol=1e-6)
@@ -50,15 +48,10 @@ def test_log_probs_and_gradients_equal_those_of_whole_sequences(name, attention,
 
 
 def test_a_completion_that_sees_its_sibling_is_noticed(monkeypatch):
-    honest = packed_attention.pattern_of
+    honest = flex_packing.pattern_of
     joined = lambda groups, *rest: honest([g._replace(completions=[sum(g.completions)]) for g in groups], *rest)  # noqa: E731
     model = tiny_model()
     expected, _ = scores_and_gradients(Scorer(model, shared_prefix=False), model)
-    monkeypatch.setattr(packed_attention, "pattern_of", joined)
-    ours, _ = scores_and_gradients(PackedScorer(model, attention="flex"), model)
+    monkeypatch.setattr(flex_packing, "pattern_of", joined)
+    ours, _ = scores_and_gradients(FlexScorer(model), model)
     assert (ours - expected).abs().max() > 1e-3
-
-
-def test_an_unknown_kernel_is_refused():
-    with pytest.raises(UserError, match="flex, flash"):
-        PackedScorer(tiny_model(), attention="eager")  # pyright: ignore
