@@ -103,7 +103,9 @@ def chosen_seeds(table: AblationTable, given: str | None) -> list[int]:
     if "," not in given:
         count = numbers[0]
         if not 1 <= count <= len(table.seeds):
-            raise UserError(f"--seeds {count}: give 1 to {len(table.seeds)}, or name one as in 3,: {table.seeds}")
+            raise UserError(
+                f"--seeds {count}: the recipe plans {len(table.seeds)}: {table.seeds} (a single one: {count},)"
+            )
         return table.seeds[:count]
     if unplanned := [n for n in numbers if n not in table.seeds]:
         raise UserError(f"--seeds {given}: {unplanned[0]} is not among the planned {table.seeds}")
