@@ -354,6 +354,16 @@ def test_nonsense_fails_and_leaves_the_state_alone(name, arguments):
 # -- pools and bulk
 
 
+def test_experts_may_show_fewer_kinds_of_task_than_the_other_pools_hold():
+    kinds = lambda config, pool: {ToolWorldSuite(config).task(t).category for t in pools(config)[pool]}  # noqa: E731
+    pools = lambda config: ToolWorldSuite(config).split().pools  # noqa: E731
+    all_of_them = ToolWorldConfig(test=8, experts=8, train=8)
+    narrow = all_of_them.model_copy(update={"experts_categories": ("base",)})
+    assert kinds(narrow, "experts") == {"base"} != kinds(all_of_them, "experts")
+    for pool in ("test", "train"):
+        assert pools(narrow)[pool] == pools(all_of_them)[pool] and len(kinds(narrow, pool)) == 4
+
+
 def test_pools_are_disjoint_by_scenario_and_no_conversation_is_on_both_sides():
     suite = ToolWorldSuite(ToolWorldConfig(test=300, experts=300, train=800, pretrain=300))
     split = suite.split()

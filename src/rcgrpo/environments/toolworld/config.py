@@ -21,6 +21,8 @@ class ToolWorldConfig(BaseModel):
     """Of all scenarios."""
     categories: tuple[Category, ...] = Field(default=("base", "miss_func", "miss_param", "long_context"), min_length=1)
     """Variants that the pools hold, dealt out in turn: one variant per scenario, so that tasks are independent."""
+    experts_categories: tuple[Category, ...] | None = Field(default=None, min_length=1)
+    """Variants of the pool ``experts``, where they are fewer: the other pools then go beyond what experts show."""
     test: int = Field(default=200, ge=1, le=100_000)
     """Tasks to evaluate on."""
     experts: int = Field(default=400, ge=0, le=100_000)
@@ -55,6 +57,10 @@ class ToolWorldConfig(BaseModel):
     def is_test(self, number: int) -> bool:
         """Whether a scenario number lies in the test range."""
         return number < STARTS["experts"]
+
+    def kinds(self, pool: str) -> tuple[Category, ...]:
+        """Variants of a pool."""
+        return (self.experts_categories if pool == "experts" else None) or self.categories
 
     def numbers(self, pool: str) -> range:
         """Scenario numbers of a pool."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import cycle
 
 from rcgrpo.environments.split import Split
 from rcgrpo.environments.toolworld import generator
@@ -42,9 +43,11 @@ class ToolWorldSuite:
         Beyond that, a scenario whose user texts hash to the held-out side only occurs in the test range
         (:func:`~rcgrpo.environments.toolworld.generator.is_held_out`): no test conversation is ever trained on.
         """
-        kinds = self.config.categories
         pools = {
-            pool: [f"toolworld_{kinds[i % len(kinds)]}_{n:06d}" for i, n in enumerate(self.config.numbers(pool))]
+            pool: [
+                f"toolworld_{kind}_{n:06d}" for n, kind in zip(self.config.numbers(pool), cycle(kinds), strict=False)
+            ]
             for pool in STARTS
+            for kinds in [self.config.kinds(pool)]
         }
         return Split(suite="toolworld", rule=f"by scenario number, seed {self.config.seed}", pools=pools)
