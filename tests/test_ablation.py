@@ -183,10 +183,12 @@ def test_an_ablation_that_is_stopped_keeps_what_is_done_and_goes_on_to_the_same_
 
     out = recipe.parent / "out"
     grpo = seed_directory(out, 0).stage("grpo")
+    kept = []
 
     def stopping(progress):
         def watch(title, done, total):
             if grpo.metrics():
+                kept.extend(cell["row"] for cell in load(out / "results.json")["cells"])
                 raise KeyboardInterrupt
 
         return watch
@@ -195,6 +197,7 @@ def test_an_ablation_that_is_stopped_keeps_what_is_done_and_goes_on_to_the_same_
         patched.setattr("rcgrpo.cli.watcher", stopping)
         code, _, err = cli(capsys, "ablate", recipe, "--out", out, *long)
     assert code == 130 and "the same command goes on" in err
+    assert kept == ["base"] * 3  # written while work went on: a process that is killed loses no cell
     assert 1 <= len(grpo.metrics()) < 6 and (grpo.resume / "state.pt").is_file() and grpo.record is None
     assert [cell["row"] for cell in load(out / "results.json")["cells"]] == ["base"] * 3
 

@@ -61,7 +61,7 @@ def ablate(
 ) -> Results:
     """Do what is left of the chosen seeds and arms; ``results`` so far grow by the cells and are written to ``path``.
 
-    They are written also where the work is stopped by Ctrl-C or fails: with all cells found by then.
+    They are written after every piece of work, and where it is stopped by Ctrl-C or fails: with all cells found by then.
     """
     start(path, results)
     for seed in seeds:
@@ -69,13 +69,14 @@ def ablate(
         run.prepare(seeded, redo)
         forget(run, seeded, redo)
         write_json(run.path / "provenance.json", {**provenance(seed), "jobs": jobs, "processes": processes})
-    try:
-        left = work_left(recipe, out, results, seeds, arms, processes, redo)
-        work_off(left, jobs=jobs, processes=processes, watch=watch)
-    finally:
-        found = collect(recipe, out, read_results(path))  # read again: another session may have added cells
-        write_results(path, found)
-    return found
+
+    def keep() -> None:
+        write_results(path, collect(recipe, out, read_results(path)))  # read again: another session may add cells
+
+    left = work_left(recipe, out, results, seeds, arms, processes, redo)
+    work_off(left, jobs=jobs, processes=processes, watch=watch, finished=keep)
+    keep()
+    return read_results(path)
 
 
 def collect(recipe: Recipe, out: Path, results: Results) -> Results:

@@ -189,9 +189,17 @@ def run_recipe(
     return rows
 
 
-def work_off(work: Sequence[Work], *, jobs: int, processes: int, watch: Watcher = lambda *_: None) -> None:
+def work_off(
+    work: Sequence[Work],
+    *,
+    jobs: int,
+    processes: int,
+    watch: Watcher = lambda *_: None,
+    finished: Callable[[], None] = lambda: None,
+) -> None:
     """Do pieces of work, each after what it needs, at most ``jobs`` at once, the first ones first.
 
+    ``finished`` is called after each piece, and once more where the work ends early.
     Raises :class:`Interrupted` after Ctrl-C, once what ran has written its resume points.
     """
     waiting = list(work)
@@ -214,10 +222,13 @@ def work_off(work: Sequence[Work], *, jobs: int, processes: int, watch: Watcher 
                 running.remove(piece)
                 _check_exit(piece, code)
                 done.add(piece.directory.path)
+                finished()
     except KeyboardInterrupt:
         raise Interrupted from None
     finally:
-        _wind_down(running)
+        if running:
+            _wind_down(running)
+            finished()
 
 
 def _check_exit(work: Work, code: int) -> None:
