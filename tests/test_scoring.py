@@ -131,6 +131,64 @@ def test_gradients_equal_those_of_the_ordinary_forward(name, monkeypatch):
     assert largest_difference(ordinary, gradients(model, batch)) > 1e-3
 
 
+def sparsely_trained() -> ScoringBatch:
+    """A group with an untrained gap, an untrained member and a member of one trained token; a single; a group unread.
+
+    Prefixes of 20, 0 and 9.
+    """
+    generator = torch.Generator().manual_seed(2)
+    common = {"a": random_ids(generator, 20), "b": [], "c": random_ids(generator, 9)}
+    rows = [
+        ("a", [0, 0, 1, 1, 0, 0, 1, 0]),
+        ("b", [0] * 8 + [1, 1, 0]),
+        ("a", [0] * 6),
+        ("c", [0] * 4),
+        ("a", [0, 1, 0]),
+        ("c", [0] * 3),
+    ]
+    sequences = [common[name] + [j] + random_ids(generator, len(own) - 1) for j, (name, own) in enumerate(rows)]
+    masks = [[0] * len(common[name]) + own for name, own in rows]
+    return ScoringBatch.pack(sequences, masks, [name for name, _ in rows])
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "lora"])
+def test_what_the_last_layer_leaves_out_changes_nothing(name):
+    model = with_exact_norms(tiny_model() if name == "lora" else tiny_model(name))
+    model = lora(model) if name == "lora" else model
+    batch = sparsely_trained()
+    ordinary = gradients(model, batch, shared_prefix=False)
+    expected = Scorer(model, shared_prefix=False)(batch, 0.7)
+    assert max(g.abs().max().item() for g in ordinary) > 0.1
+    for options in ({}, {"checkpoint": True}):
+        scores = Scorer(model, **options)(batch, 0.7)
+        assert (scores.logprobs_BL - expected.logprobs_BL).abs().max() < 1e-12
+        assert (scores.entropy_BL - expected.entropy_BL).abs().max() < 1e-12
+        assert largest_difference(ordinary, gradients(model, batch, **options)) < 1e-12, options
+
+
+def test_queries_that_nothing_reads_meet_no_keys_in_the_last_layer(monkeypatch):
+    rows: dict[str, list[int]] = {"_forward": [], "_backward": []}
+
+    def count(name: str, place: int):
+        kernel = getattr(branching, name)
+
+        def counted(*args):
+            rows[name].append(args[place][..., 0].numel() // 4)  # heads
+            return kernel(*args)
+
+        monkeypatch.setattr(branching, name, counted)
+
+    count("_forward", place=0)
+    count("_backward", place=1)
+    batch = sparsely_trained()
+    assert batch.prefix_length_N.tolist() == [20, 0, 9]
+    gradients(tiny_model(), batch)
+    whole = [20, 8, 6, 3, 17, 11, 9, 4, 3, 7]
+    # of a: own spans from first to last wanted, a token before them, the prefix; of b: own, then what stands before it
+    read = [5, 3, 1, 4, 2, 2]
+    assert rows == {"_forward": whole + read, "_backward": read + whole}
+
+
 def test_a_packed_row_holds_every_token_once():
     sequences, masks, groups = episodes()
     batch = ScoringBatch.pack(sequences, masks, groups)

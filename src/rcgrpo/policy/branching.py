@@ -3,6 +3,7 @@
 Nothing is padded and no keys are copied: all the completions of a group meet the prefix's keys and values in one
 call, each meets its own in another, and the two are merged by their log-sum-exp. The backward pass of either part
 is exact when it is given the merged output and log-sum-exp, for those decide each weight: P = exp(S - lse).
+In the last layer only the queries whose hidden states are read meet anything, and the others give zeros.
 
 The kernel is the flash attention of the tensors' device: a CPU, or CUDA (16 bits only; never run there yet).
 Shape suffixes: T packed tokens, H heads, K key/value heads, D head dimension.
@@ -10,7 +11,7 @@ Shape suffixes: T packed tokens, H heads, K key/value heads, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,14 +60,14 @@ class Group(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Queries that meet keys: of their own span, causally, or of the prefix before them, all."""
+    """Queries (a span, or distinct columns) that meet keys: of their own span, causally, or of one before them, all."""
 
-    queries: slice
+    queries: slice | Tensor
     keys: slice
 
     @property
     def causal(self) -> bool:
-        return self.queries == self.keys
+        return self.queries is self.keys
 
 
 def _parts(groups: Sequence[Group]) -> Iterator[_Part]:
@@ -86,6 +87,25 @@ def _parts(groups: Sequence[Group]) -> Iterator[_Part]:
         start = end
 
 
+def _needed(parts: Iterable[_Part], wanted_T: Tensor) -> Iterator[_Part]:
+    """What is left of ``parts`` if only the wanted columns' queries need an output.
+
+    A causal span shrinks to that from its first to its last wanted query; keys before it are met like a prefix.
+    """
+    for queries, keys in parts:
+        assert isinstance(queries, slice)
+        rows_T = wanted_T[(wanted_T >= queries.start) & (wanted_T < queries.stop)]
+        if not len(rows_T):
+            continue
+        if queries is not keys:
+            yield _Part(rows_T, keys)
+            continue
+        own = slice(int(rows_T.min()), int(rows_T.max()) + 1)
+        yield _Part(own, own)
+        if own.start > keys.start:
+            yield _Part(rows_T, slice(keys.start, own.start))
+
+
 def _fold(x_1HT_: Tensor, kv_heads: int) -> Tensor:
     """Heads that share keys, one after the other: [1, H, T, ...] to [1, K, H / K * T, ...]."""
     return x_1HT_.reshape(1, kv_heads, -1, *x_1HT_.shape[3:])
@@ -97,30 +117,29 @@ def _repeat(x_1KTD: Tensor, share: int) -> Tensor:
 
 class _Branching(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query_1HTD, key_1KTD, value_1KTD, scale, groups):
+    def forward(ctx, query_1HTD, key_1KTD, value_1KTD, scale, parts):
         _, heads, tokens, width = query_1HTD.shape
         kv_heads = key_1KTD.shape[1]
-        out_1HTD = query_1HTD.new_empty(1, tokens, heads, width).transpose(1, 2)
+        out_1HTD = query_1HTD.new_zeros(1, tokens, heads, width).transpose(1, 2)
         lse_1HT = query_1HTD.new_empty(1, tokens, heads, dtype=_wide(query_1HTD.dtype)).transpose(1, 2)
         rng: list[Tensor] = []
-        for part in _parts(groups):
+        for part in parts:
             query, key, value = query_1HTD[:, :, part.queries], key_1KTD[:, :, part.keys], value_1KTD[:, :, part.keys]
-            out, lse = out_1HTD[:, :, part.queries], lse_1HT[:, :, part.queries]
             if part.causal:
                 share = heads // kv_heads
                 new, total, *rng = _forward(query, _repeat(key, share), _repeat(value, share), True, scale)
-                out.copy_(new)
-                lse.copy_(total)
             else:
+                out, lse = out_1HTD[:, :, part.queries], lse_1HT[:, :, part.queries]
                 new, total, *rng = _forward(_fold(query, kv_heads), key, value, False, scale)
                 new, total = new.reshape(out.shape), total.reshape(lse.shape)
                 merged = torch.logaddexp(lse, total)
-                out.mul_((lse - merged).exp_()[..., None]).addcmul_(
-                    new, (total - merged).exp_()[..., None].to(new.dtype)
-                )
-                lse.copy_(merged)
+                out.mul_((lse - merged).exp_()[..., None])
+                new = out.addcmul_(new, (total - merged).exp_()[..., None].to(new.dtype))
+                total = merged
+            out_1HTD[:, :, part.queries] = new  # of a merged span: the same memory, so nothing is copied
+            lse_1HT[:, :, part.queries] = total
         ctx.save_for_backward(query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT, *rng)
-        ctx.scale, ctx.groups = scale, groups
+        ctx.scale, ctx.parts = scale, parts
         return out_1HTD
 
     @staticmethod
@@ -129,7 +148,7 @@ class _Branching(torch.autograd.Function):
         query_1HTD, key_1KTD, value_1KTD, out_1HTD, lse_1HT, *rng = ctx.saved_tensors
         heads, kv_heads = query_1HTD.shape[1], key_1KTD.shape[1]
         d_query, d_key, d_value = torch.zeros_like(query_1HTD), torch.zeros_like(key_1KTD), torch.zeros_like(value_1KTD)
-        for part in _parts(ctx.groups):
+        for part in ctx.parts:
             rows = [x[:, :, part.queries] for x in (grads[0], query_1HTD, out_1HTD, lse_1HT)]
             key, value = key_1KTD[:, :, part.keys], value_1KTD[:, :, part.keys]
             if part.causal:
@@ -157,10 +176,17 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     groups: Sequence[Group] = (),
+    wanted: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [1, H, T, D], key and value [1, K, T, D]; gives [1, T, H, D]."""
-    out_1HTD = _Branching.apply(query, key, value, scaling, groups)
+    """An attention function of transformers: query [1, H, T, D], key and value [1, K, T, D]; gives [1, T, H, D].
+
+    ``wanted``: the columns whose last hidden states will be read; no layer comes after the last to read the others.
+    """
+    parts = list(_parts(groups))
+    if wanted is not None and module.layer_idx == module.config.num_hidden_layers - 1:  # pyright: ignore
+        parts = list(_needed(parts, wanted))
+    out_1HTD = _Branching.apply(query, key, value, scaling, parts)
     return out_1HTD.transpose(1, 2), None  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 

@@ -1,6 +1,6 @@
-"""Decode attention that reads a prefix shared by several rows once, not once per row.
+"""Attention that reads a prefix shared by several rows once, not once per row.
 
-A decode step is bound by reading keys and values. Rows of one group hold the same prompt, so the queries of all its
+A decode step is bound by reading keys and values, and so is adding a short tool result to every row. Rows of one group hold the same prompt, so the queries of all its
 members meet that prompt in one matrix product, and each row reads alone only what comes after it.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,26 +32,36 @@ class Clusters:
     """Per layer [2, C, kv_heads, P, head_dim]; beyond its own length a cluster's part is never read."""
     lengths: list[int]
     """Length of each cluster's prefix."""
+    bands: list[int]
+    """Which band each cluster belongs to, ascending: prefixes of about one length, which are read in one product."""
 
-    @property
-    def size(self) -> int:
-        """Positions that one pass over all the prefixes reads."""
-        return len(self.lengths) * max(self.lengths)
+
+class Seat(NamedTuple):
+    """One row of a forward, as its plan sees it."""
+
+    row: int
+    """Its place in the forward's T rows."""
+    cluster: int
+    end: int
+    """Positions that its last token sees."""
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """One decode step over T slots: which cluster each belongs to, and what each may see."""
+    """Some neighbouring rows of a forward: which prefixes they read together, and what each reads alone."""
 
-    clusters: Clusters
+    prefixes: list[Tensor]
+    """Per layer [2, C, kv_heads, P, head_dim]."""
+    rows: slice
+    """T rows of the forward."""
+    own: slice
+    """Of the keys that attention is handed: what the rows read alone, S positions."""
     members_K: Tensor | None
-    """C x M slots, flat: the members of each cluster, padded. None: the slots as they are, T = C x M."""
+    """C x M of the T rows, flat: the members of each cluster, padded. None: the rows as they are, T = C x M."""
     home_T: Tensor
-    """Where in ``members_K`` each slot stands (0 for passengers)."""
-    start: int
-    """The slots' own positions are read from here on: the length of the shortest prefix."""
-    mask_T11S: Tensor
-    """Additive, over P prefix positions and then the slots' own positions from ``start`` on."""
+    """Where in ``members_K`` each row stands (0 for passengers)."""
+    mask_T11LS: Tensor
+    """Additive, over P prefix positions and then the S own ones, for L new tokens a row."""
 
 
 def cluster(prompts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
@@ -80,38 +91,89 @@ def cluster(prompts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
 
 
 def plan_cascade(
-    clusters: Clusters, rows: list[tuple[int, int]], top: int, seen_TS: Tensor, dtype: torch.dtype
-) -> Cascade | None:
-    """The plan of one decode step over T = ``top`` slots; None where reading every row in full is about as good.
+    clusters: Clusters, seats: list[Seat], seen_TLS: Tensor, dtype: torch.dtype
+) -> tuple[int, list[Cascade]] | None:
+    """The plan of one forward over T rows; None where reading every row in full is about as good.
 
-    ``rows``: (slot, cluster) of each decoding row, slots ascending. ``seen_TS``: the positions each slot may see.
+    ``seats``: the rows that count, ascending; the others are passengers, whose output nobody reads. ``seen_TLS``: the
+    positions each new token may see. Gives where the keys to hand to attention start, and cascades that cover all rows.
     """
-    device, reach = seen_TS.device, seen_TS.shape[1]
-    start = min(clusters.lengths[c] for _, c in rows)
-    if clusters.size + top * (reach - start) > 0.7 * top * reach:
-        return None
-    members: list[list[int]] = [[] for _ in clusters.lengths]
-    for slot, c in rows:
-        members[c].append(slot)
-    seats = max(map(len, members))
-    if len(members) * seats > 4 * top:  # one large cluster among many small ones: mostly padding
-        return None
-    home, prefix = [0] * top, [1] * top  # passengers see one position, and nobody reads what they get
-    for c, slots in enumerate(members):
-        for seat, slot in enumerate(slots):
-            home[slot], prefix[slot] = c * seats + seat, clusters.lengths[c]
-    flat = [slot for slots in members for slot in slots + [0] * (seats - len(slots))]
+    top, _, reach = seen_TLS.shape
+    bands = _by_band(clusters, seats)
+    first = min(clusters.lengths[seat.cluster] for seat in seats)
+    edges = [0, *(band[0].row for band in bands[1:]), top]
+    cost, cascades = 0, []
+    for band, (low, high) in zip(bands, pairwise(edges), strict=True):
+        present = sorted({seat.cluster for seat in band})
+        chosen = slice(present[0], present[-1] + 1)
+        lengths = clusters.lengths[chosen]
+        start, end = min(lengths), max(seat.end for seat in band)
+        members: list[list[Seat]] = [[] for _ in lengths]
+        for seat in band:
+            members[seat.cluster - present[0]].append(seat)
+        chairs = max(map(len, members))
+        if len(members) * chairs > 4 * (high - low):  # one large cluster among many small ones: mostly padding
+            return None
+        cost += len(lengths) * max(lengths) + (high - low) * (end - start)
+        if cost > 0.7 * top * reach:
+            return None
+        seen = seen_TLS[low:high, :, start:end]
+        cascades.append(_cascade(clusters, chosen, members, chairs, slice(low, high), start - first, seen, dtype))
+    return first, cascades
+
+
+def bands(lengths: Sequence[int]) -> list[int]:
+    """A band for each of these lengths: a new one where it gets longer by a tenth and by 256 positions.
+
+    Rows that are read together are read as far as the longest needs; rows that are read apart cost further operators.
+    """
+    found, shortest, band = [0] * len(lengths), None, -1
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if shortest is None or lengths[i] > max(1.1 * shortest, shortest + 256):
+            shortest, band = lengths[i], band + 1
+        found[i] = band
+    return found
+
+
+def _by_band(clusters: Clusters, seats: list[Seat]) -> list[list[Seat]]:
+    """The rows of each band; all together where those of one are not neighbours, for a cascade is a slice of rows."""
+    parts: dict[int, list[Seat]] = {}
+    for seat in seats:
+        parts.setdefault(clusters.bands[seat.cluster], []).append(seat)
+    apart = all(a[-1].row < b[0].row for a, b in pairwise(parts.values()))
+    return list(parts.values()) if apart else [seats]
+
+
+def _cascade(
+    clusters: Clusters,
+    chosen: slice,
+    members: list[list[Seat]],
+    chairs: int,
+    rows: slice,
+    offset: int,
+    seen_TLS: Tensor,
+    dtype: torch.dtype,
+) -> Cascade:
+    """``members``: the rows of each ``chosen`` cluster; ``seen_TLS``: of the own positions, which are handed to
+    attention from ``offset`` on."""
+    device, lengths = seen_TLS.device, clusters.lengths[chosen]
+    count, start, longest = rows.stop - rows.start, min(lengths), max(lengths)
+    home, prefix = [0] * count, [1] * count  # passengers see one position
+    for c, seats in enumerate(members):
+        for chair, seat in enumerate(seats):
+            home[seat.row - rows.start], prefix[seat.row - rows.start] = c * chairs + chair, lengths[c]
+    flat = [row for seats in members for row in [s.row - rows.start for s in seats] + [0] * (chairs - len(seats))]
     prefix_T1 = torch.tensor(prefix, device=device)[:, None]
-    columns_S = torch.arange(reach, device=device)
-    columns_P = torch.arange(max(clusters.lengths), device=device)
-    own_TS = seen_TS[:, start:] & (columns_S[start:] >= prefix_T1)
-    visible_TS = torch.cat([columns_P < prefix_T1, own_TS], dim=1)
+    own_S = torch.arange(start, start + seen_TLS.shape[2], device=device) >= prefix_T1
+    shared_T1P = (torch.arange(longest, device=device) < prefix_T1)[:, None].expand(-1, seen_TLS.shape[1], -1)
+    visible_TLS = torch.cat([shared_T1P, seen_TLS & own_S[:, None]], dim=2)
     return Cascade(
-        clusters=clusters,
-        members_K=None if flat == list(range(top)) else torch.tensor(flat, device=device),
+        prefixes=[layer[:, chosen, :, :longest] for layer in clusters.prefixes],
+        rows=rows,
+        own=slice(offset, offset + seen_TLS.shape[2]),
+        members_K=None if flat == list(range(count)) else torch.tensor(flat, device=device),
         home_T=torch.tensor(home, device=device),
-        start=start,
-        mask_T11S=additive_mask(visible_TS[:, None, None], dtype),
+        mask_T11LS=additive_mask(visible_TLS[:, None, None], dtype),
     )
 
 
@@ -122,41 +184,52 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    cascade: Cascade | None = None,
+    cascades: Sequence[Cascade] = (),
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [T, heads, 1, D], key and value [T, kv_heads, own positions, D].
+    """An attention function of transformers: query [T, heads, L, D], key and value [T, kv_heads, own positions, D].
 
-    Without a ``cascade`` it is ordinary sdpa attention; where every row has one query only, by plain products, which
+    Without ``cascades`` it is ordinary sdpa attention; where every row has one query only, by plain products, which
     need no copy of the keys for each of the heads that share them.
     """
-    if cascade is None and query.shape[2] == 1:
+    if not cascades and query.shape[2] == 1:
         return _one_query(query, key, value, attention_mask, scaling), None
-    if cascade is None:
+    if not cascades:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    slots, heads, _, width = query.shape
-    prefix_keys, prefix_values = cascade.clusters.prefixes[module.layer_idx]  # type: ignore[index]
+    scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    parts = [
+        _attend(c, *c.prefixes[module.layer_idx], scaled[c.rows], key[c.rows, :, c.own], value[c.rows, :, c.own])  # type: ignore[index]
+        for c in cascades
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
+
+
+def _attend(
+    cascade: Cascade, prefix_keys: Tensor, prefix_values: Tensor, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """[T, L, heads, D]. Shape suffixes: H kv_heads, Q the queries of a row that share a key head, R heads / H."""
+    rows, heads, length, width = query.shape
     count, kv_heads, reach, _ = prefix_keys.shape
-    share = heads // kv_heads
-    seats = (slots if cascade.members_K is None else len(cascade.members_K)) // count
-    query_THRD = query.view(slots, kv_heads, share, width) * (width**-0.5 if scaling is None else scaling)
+    chairs = (rows if cascade.members_K is None else len(cascade.members_K)) // count
+    query_THQD = query.reshape(rows, kv_heads, -1, width)
 
-    def gather(x_THRE: Tensor) -> Tensor:
-        x_KHRE = x_THRE if cascade.members_K is None else x_THRE[cascade.members_K]
-        x_CMHRE = x_KHRE.reshape(count, seats, kv_heads, share, -1)
-        return x_CMHRE.transpose(1, 2).reshape(count, kv_heads, seats * share, -1)
+    def gather(x_THQE: Tensor) -> Tensor:
+        x_KHQE = x_THQE if cascade.members_K is None else x_THQE[cascade.members_K]
+        x_CMHQE = x_KHQE.reshape(count, chairs, *x_KHQE.shape[1:])
+        return x_CMHQE.transpose(1, 2).flatten(2, 3)
 
-    def scatter(x_CHQE: Tensor) -> Tensor:
-        x_CMHRE = x_CHQE.view(count, kv_heads, seats, share, -1).transpose(1, 2)
-        x_KHRE = x_CMHRE.reshape(count * seats, kv_heads, share, -1)
-        return x_KHRE if cascade.members_K is None else x_KHRE[cascade.home_T]
+    def scatter(x_CHNE: Tensor) -> Tensor:
+        x_CMHQE = x_CHNE.view(count, kv_heads, chairs, query_THQD.shape[2], -1).transpose(1, 2)
+        x_KHQE = x_CMHQE.flatten(0, 1)
+        return x_KHQE if cascade.members_K is None else x_KHQE[cascade.home_T]
 
-    shared_THRP = scatter(gather(query_THRD) @ prefix_keys.transpose(-1, -2))
-    own_THRS = query_THRD @ key.transpose(-1, -2)
-    scores_THRS = torch.cat([shared_THRP, own_THRS], dim=-1).add_(cascade.mask_T11S)
-    weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
-    out_THRD = scatter(gather(weights_THRS[..., :reach]) @ prefix_values) + weights_THRS[..., reach:] @ value
-    return out_THRD.reshape(slots, 1, heads, width), None
+    shared_THQP = scatter(gather(query_THQD) @ prefix_keys.transpose(-1, -2))
+    own_THQS = query_THQD @ key.transpose(-1, -2)
+    scores_THQS = torch.cat([shared_THQP, own_THQS], dim=-1)
+    scores_THQS.view(rows, kv_heads, -1, length, scores_THQS.shape[-1]).add_(cascade.mask_T11LS)
+    weights_THQS = scores_THQS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    out_THQD = scatter(gather(weights_THQS[..., :reach]) @ prefix_values) + weights_THQS[..., reach:] @ value
+    return out_THQD.reshape(rows, heads, length, width).transpose(1, 2)
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
@@ -22,12 +22,16 @@ from rcgrpo.episodes.types import Sampling
 from rcgrpo.errors import UserError
 from rcgrpo.policy.architecture import additive_mask, architecture
 from rcgrpo.policy.cache import RaggedCache
-from rcgrpo.policy.cascade import ATTENTION, Cascade, Clusters, cluster, plan_cascade
+from rcgrpo.policy.cascade import ATTENTION, Cascade, Clusters, Seat, bands, cluster, plan_cascade
 from rcgrpo.policy.prefixes import plan
 from rcgrpo.policy.sampling import Dice, draw
 
 _HEADROOM = 256
 """Tokens reserved beyond a prompt: growing the cache copies it."""
+
+
+_SCORES = 1 << 26
+"""Attention scores of one layer that may live at once where shared prefixes are read once."""
 
 
 class Completion(NamedTuple):
@@ -63,7 +67,7 @@ class Row:
         self._cached = 0  # the first so many ids have their keys and values in the cache
         self._dice = Dice(sampling.seed)
         self._request: _Request | None = None
-        self._cluster = 0
+        self._cluster = -1  # among the engine's clusters; -1: came after they were found
         self._closed = False
 
     @property
@@ -277,29 +281,58 @@ class Engine:
         positions_ML = (starts_M[:, None] + offset_ML).clamp_(min=0)
         padded = any(len(ids) != length for ids in new)
         self._cache.aim(slots_M, slots_M, positions_ML, offset_ML >= 0 if padded else None)
-        self._cache.look(slice(0, reach))
         if not padded and not any(starts):  # plain causal attention, whose kernels skip what lies above the diagonal
-            return self._logits(ids_ML, positions_ML, None, None)
-        visible_MLS = torch.arange(reach, device=device) <= positions_ML[:, :, None]
-        return self._logits(ids_ML, positions_ML, additive_mask(visible_MLS[:, None], self._dtype), None)
+            self._cache.look(slice(0, reach))
+            return self._logits(ids_ML, positions_ML, None)
+        seen_MLS = torch.arange(reach, device=device) <= positions_ML[:, :, None]
+        ends = [start + len(ids) for start, ids in zip(starts, new, strict=True)]
+        return self._attending(ids_ML, positions_ML, seen_MLS, slots, list(range(len(slots))), ends)[0]
+
+    def _attending(
+        self, ids_TL: Tensor, positions_TL: Tensor, seen_TLS: Tensor, slots: list[int], places: list[int], ends: list[int]
+    ) -> tuple[Tensor, bool]:
+        """Logits [T, V] of the last new token of every row; whether shared prefixes were read once.
+
+        ``slots``: whose rows these are, each at its place among the T and with its end; other places are passengers.
+        """
+        plan = self._plan(slots, places, ends, seen_TLS)
+        if plan is not None:
+            start, cascades = plan
+            self._cache.look(slice(start, seen_TLS.shape[2]))
+            return self._logits(ids_TL, positions_TL, None, cascades), True
+        self._cache.look(slice(0, seen_TLS.shape[2]))
+        return self._logits(ids_TL, positions_TL, additive_mask(seen_TLS[:, None], self._dtype)), False
+
+    def _plan(
+        self, slots: list[int], places: list[int], ends: list[int], seen_TLS: Tensor
+    ) -> tuple[int, list[Cascade]] | None:
+        """How shared prefixes are read once; None: every row is read in full."""
+        owners = [self._rows[slot] for slot in slots]
+        if self._clusters is None or any(row._cluster < 0 for row in owners):
+            return None
+        if seen_TLS.numel() * self._arch.config.num_attention_heads > _SCORES:
+            return None
+        seats = [Seat(at, row._cluster, end) for at, row, end in zip(places, owners, ends, strict=True)]
+        return plan_cascade(self._clusters, seats, seen_TLS, self._dtype)
 
     def _logits(
-        self, ids_ML: Tensor, positions_ML: Tensor, mask_M1LS: Tensor | None, cascade: Cascade | None
+        self, ids_TL: Tensor, positions_TL: Tensor, mask_T1LS: Tensor | None, cascades: Sequence[Cascade] = ()
     ) -> Tensor:
         return self._arch.causal_lm(
-            input_ids=ids_ML,
-            position_ids=positions_ML,
-            attention_mask=mask_M1LS,
+            input_ids=ids_TL,
+            position_ids=positions_TL,
+            attention_mask=mask_T1LS,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-            cascade=cascade,
+            cascades=cascades,
         ).logits[:, -1]
 
     def _decode(self, rows: list[Row]) -> None:
         """One token for every row. Attention reads the slots below the highest; the idle ones among them ride along."""
         rows = self._compacted(rows)
-        top = rows[-1]._slot + 1
+        slots = [row._slot for row in rows]
+        top = slots[-1] + 1
         ids, positions, busy = [0] * top, [0] * top, [False] * top
         for row in rows:
             ids[row._slot], positions[row._slot], busy[row._slot] = row.ids[-1], row._cached, True
@@ -308,35 +341,19 @@ class Engine:
         ids_T, positions_T, slots_T = torch.tensor([ids, positions, list(range(top))], device=self._device)
         valid_T1 = None if len(rows) == top else torch.tensor(busy, device=self._device)[:, None]
         self._cache.aim(slice(top), slots_T, positions_T[:, None], valid_T1)
-        seen_TS = torch.arange(reach, device=self._device) <= positions_T[:, None]
-        cascade = self._cascade(rows, top, seen_TS)
-        if cascade is None:
-            self._cache.look(slice(0, reach))
-            alike = min(positions) + 1 == reach  # every slot sees all
-            mask_T11S = None if alike else additive_mask(seen_TS[:, None, None], self._dtype)
-        else:
-            mask_T11S = cascade.mask_T11S
-        logits_TV = self._logits(ids_T[:, None], positions_T[:, None], mask_T11S, cascade)
+        seen_T1S = torch.arange(reach, device=self._device) <= positions_T[:, None, None]
+        if self._clusters is not None and self._deserted(self._clusters):
+            self._find_clusters()  # most of them have no row left
+        ends = [row._cached + 1 for row in rows]
+        logits_TV, once = self._attending(ids_T[:, None], positions_T[:, None], seen_T1S, slots, slots, ends)
         self.forwards["decode"] += 1
-        self.forwards["cascade"] += cascade is not None
+        self.forwards["cascade"] += once
         for row in rows:
             row._cached += 1
-        self._deliver(rows, logits_TV if len(rows) == top else logits_TV[[row._slot for row in rows]])
+        self._deliver(rows, logits_TV if len(rows) == top else logits_TV[slots])
 
-    def _cascade(self, rows: list[Row], top: int, seen_TS: Tensor) -> Cascade | None:
-        """The plan for reading shared prefixes once, where that saves enough."""
-        if self._clusters is None:
-            return None
-        if 2 * len({row._cluster for row in self._rows.values()}) <= len(self._clusters.lengths):
-            self._find_clusters()  # most of them have no row left
-        clusters, reach = self._clusters, seen_TS.shape[1]
-        if clusters is None:
-            return None
-        seats = [(row._slot, row._cluster) for row in rows]
-        cascade = plan_cascade(clusters, seats, top, seen_TS, self._dtype)
-        if cascade is not None:
-            self._cache.look(slice(cascade.start, reach))
-        return cascade
+    def _deserted(self, clusters: Clusters) -> bool:
+        return 2 * len({row._cluster for row in self._rows.values()} - {-1}) <= len(clusters.lengths)
 
     def _find_clusters(self) -> None:
         """Group the rows by what their prompts share; done when new ones arrive."""
@@ -345,13 +362,16 @@ class Engine:
         if not self._cascading or len(rows) < 2:
             return
         groups = cluster([self._residents[row._slot] for row in rows])
+        band = bands([length for _, length in groups])
+        order = sorted(range(len(groups)), key=lambda g: (band[g], min(rows[i]._slot for i in groups[g][0])))
+        groups, band = [groups[g] for g in order], [band[g] for g in order]
         for c, (members, _) in enumerate(groups):
             for i in members:
                 rows[i]._cluster = c
         lengths = [length for _, length in groups]
         if len(groups) < len(rows):
             first = [rows[members[0]]._slot for members, _ in groups]
-            self._clusters = Clusters(self._stacked(first, max(lengths)), lengths)
+            self._clusters = Clusters(self._stacked(first, max(lengths)), lengths, band)
 
     def _stacked(self, slots: list[int], length: int) -> list[Tensor]:
         """Where decode steps read the prefixes that begin these slots."""
@@ -396,7 +416,8 @@ class Engine:
         """Compute the new tokens of ``rows`` and sample the token after them."""
         longest = max(len(row.ids) for row in rows)
         self._cache.reserve(max(row._slot for row in rows) + 1, min(longest + _HEADROOM, self.max_length))
-        waves: list[list[Row]] = [[row for row in rows if row._cached]]
+        self._run_wave([row for row in rows if row._cached])
+        waves: list[list[Row]] = [[]]
         arrived = [row for row in rows if not row._cached]
         prompts = [np.array(row.ids[: row._prompt_length]) for row in arrived]
         copies: dict[int, list[tuple[Row, int, int]]] = {}
@@ -441,6 +462,7 @@ class Engine:
         self._finish(batch)
 
     def _finish(self, rows: list[Row]) -> None:
+        rows = sorted(rows, key=lambda row: (row._cluster, row._slot))
         if rows:
             self._deliver(rows, self._compute(rows, self.prefill_tokens))
 

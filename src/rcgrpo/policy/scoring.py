@@ -125,11 +125,12 @@ class Scorer(nn.Module):
         """Last hidden states [T, D] at the wanted positions of the completions, all groups in one row."""
         arch = architecture(self.model)
         groups, columns_BL, ids_S, positions_S = batch.in_one_row()
+        columns_T = columns_BL[wanted_BL]
         with _attending(arch.config, branching.ATTENTION), self._layers_checkpointed(arch):
             hidden_1SD = arch.decoder(
-                input_ids=ids_S[None], position_ids=positions_S[None], use_cache=False, groups=groups
+                input_ids=ids_S[None], position_ids=positions_S[None], use_cache=False, groups=groups, wanted=columns_T
             ).last_hidden_state
-        return hidden_1SD[0, columns_BL[wanted_BL]]
+        return hidden_1SD[0, columns_T]
 
     def _shared(self, batch: ScoringBatch) -> Tensor:
         """Last hidden states [B, L, D] of the completions: prefixes first, completions on top of them."""

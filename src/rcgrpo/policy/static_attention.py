@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rcgrpo.policy import cascade
 from rcgrpo.policy.architecture import additive_mask
-from rcgrpo.policy.cascade import Cascade, Clusters
+from rcgrpo.policy.cascade import Cascade
 
 ATTENTION = "rcgrpo_static"
 """Name of the attention under which a model runs inside a session of the static engine."""
@@ -63,8 +63,8 @@ def shared_prefixes(
     length_B = length_C[home_B // (len(members_K) // count)]
     prefix_BP = torch.arange(reach, device=mask_BS.device) < length_B[:, None]
     visible_BS = torch.cat([prefix_BP, mask_BS], dim=1)
-    mask_B11S = additive_mask(visible_BS[:, None, None], banks[0].dtype)
-    return Cascade(Clusters(banks, [reach] * count), members_K, home_B, 0, mask_B11S)
+    mask_B111S = additive_mask(visible_BS[:, None, None, None], banks[0].dtype)
+    return Cascade(banks, slice(None), slice(None), members_K, home_B, mask_B111S)
 
 
 def attend(
@@ -88,7 +88,7 @@ def attend(
         return _rows(query, key, value, static.mask_BS, scale), None
     if isinstance(static.shared, Shared):
         return _flash(query, key, value, static.shared.banks[module.layer_idx], static, scale), None  # type: ignore[index]
-    return cascade.attend(module, query, key, value, None, scale, static.shared)
+    return cascade.attend(module, query, key, value, None, scale, [static.shared])
 
 
 def _rows(query: Tensor, key: Tensor, value: Tensor, mask_BS: Tensor, scale: float) -> Tensor:

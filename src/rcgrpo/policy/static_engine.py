@@ -264,6 +264,9 @@ class StaticEngine(Engine):
             bank[:, : len(slots), :, :length] = buffer[:, slots, :, :length]
         return self._banks
 
+    def _plan(self, slots: list[int], places: list[int], ends: list[int], seen_TLS: Tensor) -> None:
+        """Prompts and tool results read every row in full; decode steps are planned by :meth:`_share`."""
+
     @property
     def _chunked(self) -> bool:
         return self.prefixes == "flash"
@@ -313,8 +316,7 @@ class StaticEngine(Engine):
         """Seat the rows at their clusters' prefixes: (clusters, seats of each, start of own positions)."""
         none = 0, 0, 0
         if self._clusters is not None:
-            present = {row._cluster for row in self._rows.values()}
-            if 2 * len(present) <= len(self._clusters.lengths):
+            if self._deserted(self._clusters):
                 self._find_clusters()  # most of them have no row left
         clusters = self._clusters
         if clusters is None:
