@@ -167,7 +167,7 @@ def test_what_the_last_layer_leaves_out_changes_nothing(name):
 
 
 def test_queries_that_nothing_reads_meet_no_keys_in_the_last_layer(monkeypatch):
-    rows: dict[str, list[int]] = {"_forward": [], "_backward": []}
+    rows: dict[str, list[int]] = {"flash": [], "_backward": []}
 
     def count(name: str, place: int):
         kernel = getattr(branching, name)
@@ -178,7 +178,7 @@ def test_queries_that_nothing_reads_meet_no_keys_in_the_last_layer(monkeypatch):
 
         monkeypatch.setattr(branching, name, counted)
 
-    count("_forward", place=0)
+    count("flash", place=0)
     count("_backward", place=1)
     batch = sparsely_trained()
     assert batch.prefix_length_N.tolist() == [20, 0, 9]
@@ -186,7 +186,7 @@ def test_queries_that_nothing_reads_meet_no_keys_in_the_last_layer(monkeypatch):
     whole = [20, 8, 6, 3, 17, 11, 9, 4, 3, 7]
     # of a: own spans from first to last wanted, a token before them, the prefix; of b: own, then what stands before it
     read = [5, 3, 1, 4, 2, 2]
-    assert rows == {"_forward": whole + read, "_backward": read + whole}
+    assert rows == {"flash": whole + read, "_backward": read + whole}
 
 
 def test_a_packed_row_holds_every_token_once():

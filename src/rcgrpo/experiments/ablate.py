@@ -61,7 +61,7 @@ def ablate(
 ) -> Results:
     """Do what is left of the chosen seeds and arms; ``results`` so far grow by the cells and are written to ``path``.
 
-    They are written after every piece of work, and where it is stopped by Ctrl-C or fails: with all cells found by then.
+    They are written after every piece of work, and where it is stopped by Ctrl-C or fails: all cells found by then.
     """
     start(path, results)
     for seed in seeds:

@@ -24,7 +24,7 @@ ATTENTION = "rcgrpo_branching"
 _aten = torch.ops.aten
 
 
-def _forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, ...]:
+def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, ...]:
     """Output, log-sum-exp, and what the backward kernel wants to have back (nothing on a CPU)."""
     if query.device.type == "cpu":
         return _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
@@ -127,10 +127,10 @@ class _Branching(torch.autograd.Function):
             query, key, value = query_1HTD[:, :, part.queries], key_1KTD[:, :, part.keys], value_1KTD[:, :, part.keys]
             if part.causal:
                 share = heads // kv_heads
-                new, total, *rng = _forward(query, _repeat(key, share), _repeat(value, share), True, scale)
+                new, total, *rng = flash(query, _repeat(key, share), _repeat(value, share), True, scale)
             else:
                 out, lse = out_1HTD[:, :, part.queries], lse_1HT[:, :, part.queries]
-                new, total, *rng = _forward(_fold(query, kv_heads), key, value, False, scale)
+                new, total, *rng = flash(_fold(query, kv_heads), key, value, False, scale)
                 new, total = new.reshape(out.shape), total.reshape(lse.shape)
                 merged = torch.logaddexp(lse, total)
                 out.mul_((lse - merged).exp_()[..., None])

@@ -1,7 +1,8 @@
 """Attention that reads a prefix shared by several rows once, not once per row.
 
-A decode step is bound by reading keys and values, and so is adding a short tool result to every row. Rows of one group hold the same prompt, so the queries of all its
-members meet that prompt in one matrix product, and each row reads alone only what comes after it.
+A decode step is bound by reading keys and values, and so is adding a short tool result to every row. Rows of one
+group hold the same prompt, so the queries of all its members meet that prompt in one matrix product (or one call of
+the flash kernel, where each row has several), and each row reads alone only what comes after it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rcgrpo.policy.architecture import additive_mask
+from rcgrpo.policy.branching import flash
 from rcgrpo.policy.prefixes import common_length
 
 ATTENTION = "rcgrpo_cascade"
@@ -61,7 +63,9 @@ class Cascade:
     home_T: Tensor
     """Where in ``members_K`` each row stands (0 for passengers)."""
     mask_T11LS: Tensor
-    """Additive, over P prefix positions and then the S own ones, for L new tokens a row."""
+    """Additive, over the S own positions, for L new tokens a row; by products over P prefix positions before them."""
+    lengths: list[int] | None
+    """Prefix length of each cluster where the flash kernel reads it; None: products do."""
 
 
 def cluster(prompts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
@@ -164,9 +168,12 @@ def _cascade(
             home[seat.row - rows.start], prefix[seat.row - rows.start] = c * chairs + chair, lengths[c]
     flat = [row for seats in members for row in [s.row - rows.start for s in seats] + [0] * (chairs - len(seats))]
     prefix_T1 = torch.tensor(prefix, device=device)[:, None]
-    own_S = torch.arange(start, start + seen_TLS.shape[2], device=device) >= prefix_T1
-    shared_T1P = (torch.arange(longest, device=device) < prefix_T1)[:, None].expand(-1, seen_TLS.shape[1], -1)
-    visible_TLS = torch.cat([shared_T1P, seen_TLS & own_S[:, None]], dim=2)
+    own_TS = torch.arange(start, start + seen_TLS.shape[2], device=device) >= prefix_T1
+    visible_TLS = seen_TLS & own_TS[:, None]
+    by_flash = seen_TLS.shape[1] > 1 and device.type == "cpu"  # one query a row leaves the kernel little to do
+    if not by_flash:
+        shared_T1P = (torch.arange(longest, device=device) < prefix_T1)[:, None]
+        visible_TLS = torch.cat([shared_T1P.expand(-1, seen_TLS.shape[1], -1), visible_TLS], dim=2)
     return Cascade(
         prefixes=[layer[:, chosen, :, :longest] for layer in clusters.prefixes],
         rows=rows,
@@ -174,6 +181,7 @@ def _cascade(
         members_K=None if flat == list(range(count)) else torch.tensor(flat, device=device),
         home_T=torch.tensor(home, device=device),
         mask_T11LS=additive_mask(visible_TLS[:, None, None], dtype),
+        lengths=lengths if by_flash else None,
     )
 
 
@@ -196,39 +204,66 @@ def attend(
         return _one_query(query, key, value, attention_mask, scaling), None
     if not cascades:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = [
-        _attend(c, *c.prefixes[module.layer_idx], scaled[c.rows], key[c.rows, :, c.own], value[c.rows, :, c.own])  # type: ignore[index]
+        _attend(c, *c.prefixes[module.layer_idx], query[c.rows], key[c.rows, :, c.own], value[c.rows, :, c.own], scale)  # type: ignore[index]
         for c in cascades
     ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
 
 
 def _attend(
-    cascade: Cascade, prefix_keys: Tensor, prefix_values: Tensor, query: Tensor, key: Tensor, value: Tensor
+    cascade: Cascade,
+    prefix_keys: Tensor,
+    prefix_values: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
 ) -> Tensor:
-    """[T, L, heads, D]. Shape suffixes: H kv_heads, Q the queries of a row that share a key head, R heads / H."""
+    """[T, L, heads, D]. Suffixes: H kv_heads, Q the queries of a row that share a key head, N those of a cluster."""
     rows, heads, length, width = query.shape
     count, kv_heads, reach, _ = prefix_keys.shape
     chairs = (rows if cascade.members_K is None else len(cascade.members_K)) // count
     query_THQD = query.reshape(rows, kv_heads, -1, width)
+    queries = query_THQD.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
 
     def gather(x_THQE: Tensor) -> Tensor:
         x_KHQE = x_THQE if cascade.members_K is None else x_THQE[cascade.members_K]
-        x_CMHQE = x_KHQE.reshape(count, chairs, *x_KHQE.shape[1:])
-        return x_CMHQE.transpose(1, 2).flatten(2, 3)
+        return x_KHQE.unflatten(0, (count, chairs)).transpose(1, 2).flatten(2, 3)
 
     def scatter(x_CHNE: Tensor) -> Tensor:
-        x_CMHQE = x_CHNE.view(count, kv_heads, chairs, query_THQD.shape[2], -1).transpose(1, 2)
-        x_KHQE = x_CMHQE.flatten(0, 1)
-        return x_KHQE if cascade.members_K is None else x_KHQE[cascade.home_T]
+        x_CMHQE = x_CHNE.unflatten(2, (chairs, queries)).transpose(1, 2)
+        if cascade.members_K is None:
+            return x_CMHQE.flatten(0, 1) if count > 1 else x_CMHQE[0]  # a view, where one cluster is all there is
+        return x_CMHQE.flatten(0, 1)[cascade.home_T]
 
-    shared_THQP = scatter(gather(query_THQD) @ prefix_keys.transpose(-1, -2))
-    own_THQS = query_THQD @ key.transpose(-1, -2)
-    scores_THQS = torch.cat([shared_THQP, own_THQS], dim=-1)
-    scores_THQS.view(rows, kv_heads, -1, length, scores_THQS.shape[-1]).add_(cascade.mask_T11LS)
-    weights_THQS = scores_THQS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
-    out_THQD = scatter(gather(weights_THQS[..., :reach]) @ prefix_values) + weights_THQS[..., reach:] @ value
+    def masked(scores_THQS: Tensor) -> Tensor:
+        scores_THQS.unflatten(2, (-1, length)).add_(cascade.mask_T11LS)
+        return scores_THQS
+
+    own_THQS = (query_THQD * scale) @ key.transpose(-1, -2)
+    if cascade.lengths is None:
+        shared_THQP = scatter(gather(query_THQD * scale) @ prefix_keys.transpose(-1, -2))
+        scores_THQS = masked(torch.cat([shared_THQP, own_THQS], dim=-1))
+        weights_THQS = scores_THQS.softmax(-1, dtype=wide).to(query.dtype)
+        out_THQD = scatter(gather(weights_THQS[..., :reach]) @ prefix_values) + weights_THQS[..., reach:] @ value
+    else:
+        query_CHND = gather(query_THQD)
+        met = [
+            flash(query_CHND[c : c + 1], prefix_keys[c : c + 1, :, :p], prefix_values[c : c + 1, :, :p], False, scale)[
+                :2
+            ]
+            for c, p in enumerate(cascade.lengths)
+        ]
+        shared_THQD, lse_THQ1 = (
+            scatter(torch.cat(x)) for x in ([out for out, _ in met], [lse[..., None] for _, lse in met])
+        )
+        scores_THQS = masked(own_THQS).to(wide)
+        total_THQ1 = torch.logaddexp(lse_THQ1, scores_THQS.logsumexp(-1, keepdim=True))
+        out_THQD = (scores_THQS - total_THQ1).exp_().to(query.dtype) @ value
+        out_THQD += shared_THQD * (lse_THQ1 - total_THQ1).exp().to(query.dtype)
     return out_THQD.reshape(rows, heads, length, width).transpose(1, 2)
 
 

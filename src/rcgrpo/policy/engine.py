@@ -289,7 +289,13 @@ class Engine:
         return self._attending(ids_ML, positions_ML, seen_MLS, slots, list(range(len(slots))), ends)[0]
 
     def _attending(
-        self, ids_TL: Tensor, positions_TL: Tensor, seen_TLS: Tensor, slots: list[int], places: list[int], ends: list[int]
+        self,
+        ids_TL: Tensor,
+        positions_TL: Tensor,
+        seen_TLS: Tensor,
+        slots: list[int],
+        places: list[int],
+        ends: list[int],
     ) -> tuple[Tensor, bool]:
         """Logits [T, V] of the last new token of every row; whether shared prefixes were read once.
 

@@ -64,7 +64,7 @@ def shared_prefixes(
     prefix_BP = torch.arange(reach, device=mask_BS.device) < length_B[:, None]
     visible_BS = torch.cat([prefix_BP, mask_BS], dim=1)
     mask_B111S = additive_mask(visible_BS[:, None, None, None], banks[0].dtype)
-    return Cascade(banks, slice(None), slice(None), members_K, home_B, mask_B111S)
+    return Cascade(banks, slice(None), slice(None), members_K, home_B, mask_B111S, None)
 
 
 def attend(

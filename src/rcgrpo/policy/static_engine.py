@@ -315,9 +315,8 @@ class StaticEngine(Engine):
     def _share(self, rows: list[Row], slots: int, reach: int) -> tuple[int, int, int]:
         """Seat the rows at their clusters' prefixes: (clusters, seats of each, start of own positions)."""
         none = 0, 0, 0
-        if self._clusters is not None:
-            if self._deserted(self._clusters):
-                self._find_clusters()  # most of them have no row left
+        if self._clusters is not None and self._deserted(self._clusters):
+            self._find_clusters()  # most of them have no row left
         clusters = self._clusters
         if clusters is None:
             return none
