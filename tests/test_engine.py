@@ -12,7 +12,8 @@ from scipy.stats import chisquare
 
 from rcgrpo.episodes.types import Sampling
 from rcgrpo.errors import UserError
-from rcgrpo.policy.cascade import cluster
+from rcgrpo.policy import cascade
+from rcgrpo.policy.cascade import bands, cluster
 from rcgrpo.policy.engine import Engine
 from rcgrpo.policy.sampling import Dice, draw
 from tiny_models import ARCHITECTURES, VOCABULARY, full_forward_logprobs, random_ids, tiny_model
@@ -53,7 +54,7 @@ def play(model, scripts, slots=64, stop_ids=(), **options):
             return row.ids, completions
 
     async def everything():
-        engine = Engine(model, stop_ids=stop_ids, slots=slots, max_length=200, **options)
+        engine = Engine(model, stop_ids=stop_ids, slots=slots, **{"max_length": 200, **options})
         async with engine:
             return await asyncio.gather(*(episode(engine, *script) for script in scripts)), engine
 
@@ -184,6 +185,59 @@ def test_rows_that_share_a_long_prompt_read_it_once_and_right(name):
         played, engine = play(model, scripts, slots=slots)
         check_logprobs(model, played)
         assert engine.forwards["cascade"] > 0
+
+
+def two_bands(order):
+    """Two groups of four whose prompts differ in length by more than 256, each row with two turns and tool results."""
+    generator = torch.Generator().manual_seed(4)
+    tasks = [random_ids(generator, n) for n in (40, 400)]
+    prompts = [[*tasks[g], 3 + j] for g, j in order]
+    turns = [([], 3), ([7, 8, 9], 2), (random_ids(generator, 11), 4)]
+    return [(p, Sampling(seed=i), [([], 2 + i % 3), *turns[1:]]) for i, p in enumerate(prompts)]
+
+
+GROUPED = [(g, j) for g in (1, 0) for j in range(4)]
+
+
+@pytest.mark.parametrize("order", [GROUPED, sorted(GROUPED, key=lambda at: at[1])], ids=["neighbours", "mixed"])
+def test_prefixes_of_other_lengths_are_read_apart_and_also_where_tool_results_are_added(order, monkeypatch):
+    model = tiny_model(max_position_embeddings=512)
+    planned, met = [], []
+    honest_plan, honest_flash = cascade.plan_cascade, cascade.flash
+
+    def plan(*args):
+        planned.append(honest_plan(*args))
+        return planned[-1]
+
+    def flash(query, key, *rest):
+        met.append((query.shape[2], key.shape[2]))
+        return honest_flash(query, key, *rest)
+
+    monkeypatch.setattr("rcgrpo.policy.engine.plan_cascade", plan)
+    monkeypatch.setattr(cascade, "flash", flash)
+    played, _ = play(model, two_bands(order), max_length=500)
+    check_logprobs(model, played)
+    assert {len(cascades) for _, cascades in filter(None, planned)} == {2}
+    # a decode step takes rows as they lie: mixed, the short ones would read as far as the long ones, and nothing is won
+    assert (None in planned) == (order is not GROUPED)
+    assert {keys for _, keys in met} == {40, 400}  # of one prefix each, not more
+    assert (
+        max(queries for queries, _ in met) == 4 * 2 * 12
+    )  # rows x heads per key head x the last token and 11 new ones
+
+
+def test_a_wrong_merge_of_prefix_and_own_is_noticed(monkeypatch):
+    honest = cascade.flash
+    monkeypatch.setattr(cascade, "flash", lambda *args: (honest(*args)[0], honest(*args)[1] + 0.1))
+    played, _ = play(tiny_model(max_position_embeddings=512), two_bands(GROUPED), max_length=500)
+    with pytest.raises(AssertionError):
+        check_logprobs(tiny_model(max_position_embeddings=512), played)
+
+
+def test_a_band_ends_where_prefixes_get_much_longer():
+    assert bands([350, 340, 376]) == [0, 0, 0]
+    assert bands([6038, 5142, 5200]) == [1, 0, 0]
+    assert bands([100, 900, 400, 380]) == [0, 2, 1, 1]
 
 
 def test_clusters_form_where_they_save_reads():
