@@ -205,9 +205,12 @@ def test_prefixes_of_other_lengths_are_read_apart_and_also_where_tool_results_ar
     planned, met = [], []
     honest_plan, honest_flash = cascade.plan_cascade, cascade.flash
 
-    def plan(*args):
-        planned.append(honest_plan(*args))
-        return planned[-1]
+    def plan(clusters, seats, seen_TLS, dtype):
+        cascades = honest_plan(clusters, seats, seen_TLS, dtype)
+        if len(seats) == len(order):
+            assert cascades is not None
+            planned.append((seen_TLS.shape[1] == 1, [isinstance(c.rows, slice) for c in cascades[1]]))
+        return cascades
 
     def flash(query, key, *rest):
         met.append((query.shape[2], key.shape[2]))
@@ -217,9 +220,9 @@ def test_prefixes_of_other_lengths_are_read_apart_and_also_where_tool_results_ar
     monkeypatch.setattr(cascade, "flash", flash)
     played, _ = play(model, two_bands(order), max_length=500)
     check_logprobs(model, played)
-    assert {len(cascades) for _, cascades in filter(None, planned)} == {2}
-    # a decode step takes rows as they lie: mixed, the short ones would read as far as the long ones, and nothing is won
-    assert (None in planned) == (order is not GROUPED)
+    assert all(rows == [True, True] for decoding, rows in planned if not decoding)
+    first = next(rows for decoding, rows in planned if decoding)  # later ones take the rows as they have been moved
+    assert first == ([True, True] if order is GROUPED else [False, False])
     assert {keys for _, keys in met} == {40, 400}  # of one prefix each, not more
     assert (
         max(queries for queries, _ in met) == 4 * 2 * 12

@@ -50,12 +50,12 @@ class Seat(NamedTuple):
 
 @dataclass(frozen=True)
 class Cascade:
-    """Some neighbouring rows of a forward: which prefixes they read together, and what each reads alone."""
+    """Some rows of a forward: which prefixes they read together, and what each reads alone."""
 
     prefixes: list[Tensor]
     """Per layer [2, C, kv_heads, P, head_dim]."""
-    rows: slice
-    """T rows of the forward."""
+    rows: slice | Tensor
+    """T rows of the forward: neighbours, or indices, whose own keys have to be copied."""
     own: slice
     """Of the keys that attention is handed: what the rows read alone, S positions."""
     members_K: Tensor | None
@@ -66,6 +66,24 @@ class Cascade:
     """Additive, over the S own positions, for L new tokens a row; by products over P prefix positions before them."""
     lengths: list[int] | None
     """Prefix length of each cluster where the flash kernel reads it; None: products do."""
+
+    def gather(self, x_THQE: Tensor) -> Tensor:
+        """What the rows have for Q queries per key head, as [C, H, N, E] for the N = M x Q queries of each cluster."""
+        x_KHQE = x_THQE if self.members_K is None else x_THQE[self.members_K]
+        x_CMHQE = x_KHQE.unflatten(0, (self.prefixes[0].shape[1], -1))
+        return x_CMHQE.transpose(1, 2).flatten(2, 3)
+
+    def scatter(self, x_CHNE: Tensor, queries: int) -> Tensor:
+        """The inverse of :meth:`gather`: [T, H, Q, E] for Q = ``queries``."""
+        x_CMHQE = x_CHNE.unflatten(2, (-1, queries)).transpose(1, 2)
+        if self.members_K is not None:
+            return x_CMHQE.flatten(0, 1)[self.home_T]
+        return x_CMHQE.flatten(0, 1) if len(x_CMHQE) > 1 else x_CMHQE[0]  # a view, if one cluster is all there is
+
+    def mask(self, scores_THQS: Tensor) -> Tensor:
+        """Add the mask to scores whose Q are heads and, in each, L tokens. In place."""
+        scores_THQS.unflatten(2, (-1, self.mask_T11LS.shape[3])).add_(self.mask_T11LS)
+        return scores_THQS
 
 
 def cluster(prompts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
@@ -100,29 +118,28 @@ def plan_cascade(
     """The plan of one forward over T rows; None where reading every row in full is about as good.
 
     ``seats``: the rows that count, ascending; the others are passengers, whose output nobody reads. ``seen_TLS``: the
-    positions each new token may see. Gives where the keys to hand to attention start, and cascades that cover all rows.
+    positions each new token may see. Gives where the keys to hand to attention start, and cascades for all the seats.
     """
     top, _, reach = seen_TLS.shape
-    bands = _by_band(clusters, seats)
+    parts: dict[int, list[Seat]] = {}
+    for seat in seats:
+        parts.setdefault(clusters.bands[seat.cluster], []).append(seat)
+    in_bands = list(parts.values())
+    neighbours = all(a[-1].row < b[0].row for a, b in pairwise(in_bands))
+    edges = [0, *(band[0].row for band in in_bands[1:]), top]
     first = min(clusters.lengths[seat.cluster] for seat in seats)
-    edges = [0, *(band[0].row for band in bands[1:]), top]
     cost, cascades = 0, []
-    for band, (low, high) in zip(bands, pairwise(edges), strict=True):
-        present = sorted({seat.cluster for seat in band})
-        chosen = slice(present[0], present[-1] + 1)
-        lengths = clusters.lengths[chosen]
-        start, end = min(lengths), max(seat.end for seat in band)
-        members: list[list[Seat]] = [[] for _ in lengths]
-        for seat in band:
-            members[seat.cluster - present[0]].append(seat)
-        chairs = max(map(len, members))
-        if len(members) * chairs > 4 * (high - low):  # one large cluster among many small ones: mostly padding
+    for band, span in zip(in_bands, pairwise(edges), strict=True):
+        rows = list(range(*span)) if neighbours else [seat.row for seat in band]
+        cascade = _cascade(clusters, band, rows, seen_TLS, first, dtype)
+        if cascade is None:
             return None
-        cost += len(lengths) * max(lengths) + (high - low) * (end - start)
+        _, count, _, length, _ = cascade.prefixes[0].shape
+        own = len(rows) * (cascade.own.stop - cascade.own.start)
+        cost += count * length + (own if isinstance(cascade.rows, slice) else 2 * own)
         if cost > 0.7 * top * reach:
             return None
-        seen = seen_TLS[low:high, :, start:end]
-        cascades.append(_cascade(clusters, chosen, members, chairs, slice(low, high), start - first, seen, dtype))
+        cascades.append(cascade)
     return first, cascades
 
 
@@ -139,46 +156,44 @@ def bands(lengths: Sequence[int]) -> list[int]:
     return found
 
 
-def _by_band(clusters: Clusters, seats: list[Seat]) -> list[list[Seat]]:
-    """The rows of each band; all together where those of one are not neighbours, for a cascade is a slice of rows."""
-    parts: dict[int, list[Seat]] = {}
-    for seat in seats:
-        parts.setdefault(clusters.bands[seat.cluster], []).append(seat)
-    apart = all(a[-1].row < b[0].row for a, b in pairwise(parts.values()))
-    return list(parts.values()) if apart else [seats]
-
-
 def _cascade(
-    clusters: Clusters,
-    chosen: slice,
-    members: list[list[Seat]],
-    chairs: int,
-    rows: slice,
-    offset: int,
-    seen_TLS: Tensor,
-    dtype: torch.dtype,
-) -> Cascade:
-    """``members``: the rows of each ``chosen`` cluster; ``seen_TLS``: of the own positions, which are handed to
-    attention from ``offset`` on."""
-    device, lengths = seen_TLS.device, clusters.lengths[chosen]
-    count, start, longest = rows.stop - rows.start, min(lengths), max(lengths)
-    home, prefix = [0] * count, [1] * count  # passengers see one position
-    for c, seats in enumerate(members):
-        for chair, seat in enumerate(seats):
-            home[seat.row - rows.start], prefix[seat.row - rows.start] = c * chairs + chair, lengths[c]
-    flat = [row for seats in members for row in [s.row - rows.start for s in seats] + [0] * (chairs - len(seats))]
+    clusters: Clusters, seats: list[Seat], rows: list[int], seen_TLS: Tensor, first: int, dtype: torch.dtype
+) -> Cascade | None:
+    """How the rows in ``seats`` read; ``rows`` may hold passengers too. ``first``: where the keys start.
+
+    None where one large cluster is among many small ones, so that most of a product would be padding.
+    """
+    device = seen_TLS.device
+    present = [seat.cluster for seat in seats]
+    chosen = slice(min(present), max(present) + 1)
+    lengths = clusters.lengths[chosen]
+    place = {row: i for i, row in enumerate(rows)}
+    members: list[list[int]] = [[] for _ in lengths]
+    for seat in seats:
+        members[seat.cluster - chosen.start].append(place[seat.row])
+    chairs = max(map(len, members))
+    if len(members) * chairs > 4 * len(rows):
+        return None
+    home, prefix = [0] * len(rows), [1] * len(rows)  # passengers see one position
+    for c, taken in enumerate(members):
+        for chair, i in enumerate(taken):
+            home[i], prefix[i] = c * chairs + chair, lengths[c]
+    flat = [i for taken in members for i in taken + [0] * (chairs - len(taken))]
+    start, end, longest = min(lengths), max(seat.end for seat in seats), max(lengths)
+    whole = rows[-1] + 1 - rows[0] == len(rows)
+    where = slice(rows[0], rows[-1] + 1) if whole else torch.tensor(rows, device=device)
     prefix_T1 = torch.tensor(prefix, device=device)[:, None]
-    own_TS = torch.arange(start, start + seen_TLS.shape[2], device=device) >= prefix_T1
-    visible_TLS = seen_TLS & own_TS[:, None]
+    own_TS = torch.arange(start, end, device=device) >= prefix_T1
+    visible_TLS = seen_TLS[where, :, start:end] & own_TS[:, None]
     by_flash = seen_TLS.shape[1] > 1 and device.type == "cpu"  # one query a row leaves the kernel little to do
     if not by_flash:
         shared_T1P = (torch.arange(longest, device=device) < prefix_T1)[:, None]
         visible_TLS = torch.cat([shared_T1P.expand(-1, seen_TLS.shape[1], -1), visible_TLS], dim=2)
     return Cascade(
         prefixes=[layer[:, chosen, :, :longest] for layer in clusters.prefixes],
-        rows=rows,
-        own=slice(offset, offset + seen_TLS.shape[2]),
-        members_K=None if flat == list(range(count)) else torch.tensor(flat, device=device),
+        rows=where,
+        own=slice(start - first, end - first),
+        members_K=None if flat == list(range(len(rows))) else torch.tensor(flat, device=device),
         home_T=torch.tensor(home, device=device),
         mask_T11LS=additive_mask(visible_TLS[:, None, None], dtype),
         lengths=lengths if by_flash else None,
@@ -205,66 +220,42 @@ def attend(
     if not cascades:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = [
-        _attend(c, *c.prefixes[module.layer_idx], query[c.rows], key[c.rows, :, c.own], value[c.rows, :, c.own], scale)  # type: ignore[index]
-        for c in cascades
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
+    slots, heads, length, width = query.shape
+    query_THQD = query.reshape(slots, key.shape[1], -1, width)
+    out_THQD = query_THQD.new_zeros(query_THQD.shape)  # of passengers it is read by nobody
+    for c in cascades:
+        prefix = c.prefixes[module.layer_idx]  # type: ignore[index]
+        read = _by_products if c.lengths is None else _by_flash
+        keys, values = key[c.rows, :, c.own], value[c.rows, :, c.own]
+        out_THQD[c.rows] = read(c, prefix, query_THQD[c.rows], keys, values, scale)
+    return out_THQD.reshape(slots, heads, length, width).transpose(1, 2), None
 
 
-def _attend(
-    cascade: Cascade,
-    prefix_keys: Tensor,
-    prefix_values: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-) -> Tensor:
-    """[T, L, heads, D]. Suffixes: H kv_heads, Q the queries of a row that share a key head, N those of a cluster."""
-    rows, heads, length, width = query.shape
-    count, kv_heads, reach, _ = prefix_keys.shape
-    chairs = (rows if cascade.members_K is None else len(cascade.members_K)) // count
-    query_THQD = query.reshape(rows, kv_heads, -1, width)
-    queries = query_THQD.shape[2]
-    wide = torch.promote_types(query.dtype, torch.float32)
+def _by_products(c: Cascade, prefix: Tensor, query_THQD: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """[T, H, Q, D]. Shape suffixes: H kv_heads, Q the queries of a row that share a key head."""
+    prefix_keys, prefix_values = prefix
+    queries, reach = query_THQD.shape[2], prefix.shape[3]
+    query_THQD = query_THQD * scale
+    shared_THQP = c.scatter(c.gather(query_THQD) @ prefix_keys.transpose(-1, -2), queries)
+    scores_THQS = c.mask(torch.cat([shared_THQP, query_THQD @ key.transpose(-1, -2)], dim=-1))
+    weights_THQS = scores_THQS.softmax(-1, dtype=_wide(query_THQD.dtype)).to(query_THQD.dtype)
+    shared_THQD = c.scatter(c.gather(weights_THQS[..., :reach]) @ prefix_values, queries)
+    return shared_THQD + weights_THQS[..., reach:] @ value
 
-    def gather(x_THQE: Tensor) -> Tensor:
-        x_KHQE = x_THQE if cascade.members_K is None else x_THQE[cascade.members_K]
-        return x_KHQE.unflatten(0, (count, chairs)).transpose(1, 2).flatten(2, 3)
 
-    def scatter(x_CHNE: Tensor) -> Tensor:
-        x_CMHQE = x_CHNE.unflatten(2, (chairs, queries)).transpose(1, 2)
-        if cascade.members_K is None:
-            return x_CMHQE.flatten(0, 1) if count > 1 else x_CMHQE[0]  # a view, where one cluster is all there is
-        return x_CMHQE.flatten(0, 1)[cascade.home_T]
-
-    def masked(scores_THQS: Tensor) -> Tensor:
-        scores_THQS.unflatten(2, (-1, length)).add_(cascade.mask_T11LS)
-        return scores_THQS
-
-    own_THQS = (query_THQD * scale) @ key.transpose(-1, -2)
-    if cascade.lengths is None:
-        shared_THQP = scatter(gather(query_THQD * scale) @ prefix_keys.transpose(-1, -2))
-        scores_THQS = masked(torch.cat([shared_THQP, own_THQS], dim=-1))
-        weights_THQS = scores_THQS.softmax(-1, dtype=wide).to(query.dtype)
-        out_THQD = scatter(gather(weights_THQS[..., :reach]) @ prefix_values) + weights_THQS[..., reach:] @ value
-    else:
-        query_CHND = gather(query_THQD)
-        met = [
-            flash(query_CHND[c : c + 1], prefix_keys[c : c + 1, :, :p], prefix_values[c : c + 1, :, :p], False, scale)[
-                :2
-            ]
-            for c, p in enumerate(cascade.lengths)
-        ]
-        shared_THQD, lse_THQ1 = (
-            scatter(torch.cat(x)) for x in ([out for out, _ in met], [lse[..., None] for _, lse in met])
-        )
-        scores_THQS = masked(own_THQS).to(wide)
-        total_THQ1 = torch.logaddexp(lse_THQ1, scores_THQS.logsumexp(-1, keepdim=True))
-        out_THQD = (scores_THQS - total_THQ1).exp_().to(query.dtype) @ value
-        out_THQD += shared_THQD * (lse_THQ1 - total_THQ1).exp().to(query.dtype)
-    return out_THQD.reshape(rows, heads, length, width).transpose(1, 2)
+def _by_flash(c: Cascade, prefix: Tensor, query_THQD: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The same, without a score for every prefix position: the two parts are merged by their log-sum-exp."""
+    query_CHND = c.gather(query_THQD)
+    met = []
+    for i, length in enumerate(c.lengths or []):
+        keys, values = prefix[:, i : i + 1, :, :length]
+        met.append(flash(query_CHND[i : i + 1], keys, values, False, scale)[:2])
+    shared_CHND, lse_CHN = map(torch.cat, zip(*met, strict=True))
+    shared_THQD, lse_THQ1 = (c.scatter(x, query_THQD.shape[2]) for x in (shared_CHND, lse_CHN[..., None]))
+    scores_THQS = c.mask((query_THQD * scale) @ key.transpose(-1, -2)).to(_wide(query_THQD.dtype))
+    total_THQ1 = torch.logaddexp(lse_THQ1, scores_THQS.logsumexp(-1, keepdim=True))
+    own_THQD = (scores_THQS - total_THQ1).exp_().to(value.dtype) @ value
+    return own_THQD + shared_THQD * (lse_THQ1 - total_THQ1).exp().to(value.dtype)
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -273,8 +264,12 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     scores_THRS = query_THRD @ key.transpose(-1, -2)
     if mask is not None:
         scores_THRS += mask
-    weights_THRS = scores_THRS.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights_THRS = scores_THRS.softmax(-1, dtype=_wide(query.dtype)).to(query.dtype)
     return (weights_THRS @ value).reshape(slots, 1, heads, width)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 AttentionInterface.register(ATTENTION, attend)
