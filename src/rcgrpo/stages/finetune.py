@@ -49,7 +49,7 @@ def finetune(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     train, held_out = prepared[held_out_size:], prepared[:held_out_size]
     steps = table.steps or math.ceil((table.epochs or 0) * len(train) / table.batch)
 
-    scorer = Scorer(policy.model, shared_prefix=False, checkpoint=recipe.model.gradient_checkpointing)
+    scorer = Scorer(policy.model, checkpoint=recipe.model.gradient_checkpointing)
     trainer = Trainer(policy, scorer, table.optimiser, steps, directory)
     if table.batch < trainer.world:
         raise UserError(f"stages.{name}.batch = {table.batch} is less than the {trainer.world} processes: raise it")

@@ -65,7 +65,7 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
         episodes = [without_system(episode, policy.tokenizer) for episode in episodes]
     held_out = max(1, len(episodes) // 100)
     train, validation = episodes[held_out:], episodes[:held_out]
-    trainer = Trainer(policy, Scorer(policy.model, shared_prefix=False), table.optimiser, table.steps, directory)
+    trainer = Trainer(policy, Scorer(policy.model), table.optimiser, table.steps, directory)
     with trainer.interruptible():
         for step in range(trainer.resume(), table.steps):
             batch = draw(train, table.batch, step, recipe.seed)
