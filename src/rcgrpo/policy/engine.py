@@ -306,8 +306,11 @@ class Engine:
             start, cascades = plan
             self._cache.look(slice(start, seen_TLS.shape[2]))
             return self._logits(ids_TL, positions_TL, None, cascades), True
-        self._cache.look(slice(0, seen_TLS.shape[2]))
-        return self._logits(ids_TL, positions_TL, additive_mask(seen_TLS[:, None], self._dtype)), False
+        count, length, reach = seen_TLS.shape
+        self._cache.look(slice(0, reach))
+        alike = length == 1 and len(ends) == count and min(ends) == reach  # every row sees all
+        mask_T1LS = None if alike else additive_mask(seen_TLS[:, None], self._dtype)
+        return self._logits(ids_TL, positions_TL, mask_T1LS), False
 
     def _plan(
         self, slots: list[int], places: list[int], ends: list[int], seen_TLS: Tensor
