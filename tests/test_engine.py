@@ -229,6 +229,17 @@ def test_prefixes_of_other_lengths_are_read_apart_and_also_where_tool_results_ar
     )  # rows x heads per key head x the last token and 11 new ones
 
 
+def test_a_shorter_cluster_without_rows_between_two_others_is_not_read():
+    """Three groups whose prompts sort by slot; the one in the middle, with the shortest prompt, is done first."""
+    generator = torch.Generator().manual_seed(5)
+    tasks = [random_ids(generator, n) for n in (90, 60, 85)]
+    steps = [[([], 12), ([7, 8, 9], 5)], [([], 2)], [([], 12), ([7, 8, 9], 5)]]
+    scripts = [([*tasks[g], 3 + j], Sampling(seed=4 * g + j), steps[g]) for g in range(3) for j in range(4)]
+    played, engine = play(tiny_model(), scripts)
+    check_logprobs(tiny_model(), played)
+    assert engine.forwards["cascade"] >= 12
+
+
 def test_a_wrong_merge_of_prefix_and_own_is_noticed(monkeypatch):
     honest = cascade.flash
     monkeypatch.setattr(cascade, "flash", lambda *args: (honest(*args)[0], honest(*args)[1] + 0.1))

@@ -179,7 +179,8 @@ def _cascade(
         for chair, i in enumerate(taken):
             home[i], prefix[i] = c * chairs + chair, lengths[c]
     flat = [i for taken in members for i in taken + [0] * (chairs - len(taken))]
-    start, end, longest = min(lengths), max(seat.end for seat in seats), max(lengths)
+    read = [clusters.lengths[c] for c in present]  # a cluster between them that has no row left is not read
+    start, end, longest = min(read), max(seat.end for seat in seats), max(read)
     whole = rows[-1] + 1 - rows[0] == len(rows)
     where = slice(rows[0], rows[-1] + 1) if whole else torch.tensor(rows, device=device)
     prefix_T1 = torch.tensor(prefix, device=device)[:, None]
