@@ -12,7 +12,7 @@ measure() {
 }
 measure env env
 measure decode decode
-measure rollout rollout
+measure rollout rollout --pairs 5
 measure step-small step --shape small
 measure update-bfcl update --shape bfcl
 measure step-bfcl step --shape bfcl
