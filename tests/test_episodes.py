@@ -115,6 +115,22 @@ def test_a_damaged_line_is_named_with_its_field(tmp_path):
         next(reader)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "field"), [('"turn":3', '"turn":"x"', "turn"), ('"failed":false', '"fialed":false', "fialed")]
+)
+def test_a_damaged_executed_call_is_named_with_its_field(tmp_path, old, new, field):
+    """It is a dataclass and does not validate when made; when read it does."""
+    path = tmp_path / "e.jsonl"
+    step = Step(
+        turn=0, message=Message(role="assistant"), calls=[ExecutedCall(turn=3, call=Call(name="ls"), result="[]")]
+    )
+    write_episodes(path, [example().model_copy(update={"steps": [step]})])
+    assert [read.steps for read in read_episodes(path)] == [[step]]
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=rf"line 1: steps\.0\.calls\.0\.{field}"):
+        list(read_episodes(path))
+
+
 def test_a_mask_of_another_length_is_refused(tmp_path):
     path = tmp_path / "e.jsonl"
     write_episodes(path, [example()])

@@ -14,11 +14,14 @@ from rcgrpo.stages.rollout import Player
 
 TOKENS = 48
 """Generated per turn."""
+REPEATS = 4
+"""Few turns take about a second: they are played up to so many times, so that one slow moment decides less."""
 
 
 def bench_rollout(turns: list[int], pairs: int, *, groups: int = 2) -> dict[str, Any]:
     """Play the same tasks with their request repeated in so many user turns; 48 tokens are generated in each.
 
+    Few turns are played several times in a pair, and their mean counts: the times compared are then of like length.
     ``ratio``: the largest growth of time over the growth of tokens (generated and given in mid-episode), both from
     the fewest turns to more.
     """
@@ -37,7 +40,8 @@ def bench_rollout(turns: list[int], pairs: int, *, groups: int = 2) -> dict[str,
                 episodes = player.policy(load.policy, jobs)
             return sum(len(e.token_ids) - e.loss_mask.index(1) for e in episodes)
 
-        return timed(run)
+        plays = [timed(run) for _ in range(min(REPEATS, max(turns) // count))]
+        return Timed(*(statistics.fmean(getattr(p, field) for p in plays) for field in ("wall", "cpu", "work")))
 
     play(turns[0], 0)
     times: dict[int, list[Timed]] = {count: [] for count in turns}

@@ -1,13 +1,15 @@
 """The nouns of the project: task, turn, call, message, episode, group.
 
-Everything that flows from one station to the next is one of these. They are pydantic models, so each of
-them validates on reading, and ``model_validate_json(model_dump_json())`` is the identity.
+Everything that flows from one station to the next is one of these. They are pydantic models (``ExecutedCall``, made
+for every call, a dataclass inside them), so each of them validates on reading, and
+``model_validate_json(model_dump_json())`` is the identity.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -83,8 +85,15 @@ class Task(Record):
     """What ``Environment.start`` receives; JSON."""
 
 
-class ExecutedCall(Record):
-    """A call that the environment ran (or refused), with the text that the policy read."""
+@dataclass(slots=True)
+class ExecutedCall:
+    """A call that the environment ran (or refused), with the text that the policy read.
+
+    Like a :class:`Record` it validates where it is read, as part of an :class:`Episode`; it does not where an
+    environment makes it, which costs as much as a remembered BFCL call itself.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = Record.model_config
 
     turn: int
     call: Call
