@@ -212,9 +212,10 @@ def test_prefixes_of_other_lengths_are_read_apart_and_also_where_tool_results_ar
             planned.append((seen_TLS.shape[1] == 1, [isinstance(c.rows, slice) for c in cascades[1]]))
         return cascades
 
-    def flash(query, key, *rest):
-        met.append((query.shape[2], key.shape[2]))
-        return honest_flash(query, key, *rest)
+    def flash(query, key, value, causal, scale, mask=None):
+        if mask is None:  # a prefix: of what a row reads alone a mask hides a part
+            met.append((query.shape[2], key.shape[2]))
+        return honest_flash(query, key, value, causal, scale, mask)
 
     monkeypatch.setattr("rcgrpo.policy.engine.plan_cascade", plan)
     monkeypatch.setattr(cascade, "flash", flash)
@@ -242,7 +243,12 @@ def test_a_shorter_cluster_without_rows_between_two_others_is_not_read():
 
 def test_a_wrong_merge_of_prefix_and_own_is_noticed(monkeypatch):
     honest = cascade.flash
-    monkeypatch.setattr(cascade, "flash", lambda *args: (honest(*args)[0], honest(*args)[1] + 0.1))
+
+    def flash(*args):
+        out, lse = honest(*args)
+        return out, lse + 0.1 * (len(args) == 5)  # of the prefix, which has no mask
+
+    monkeypatch.setattr(cascade, "flash", flash)
     played, _ = play(tiny_model(max_position_embeddings=512), two_bands(GROUPED), max_length=500)
     with pytest.raises(AssertionError):
         check_logprobs(tiny_model(max_position_embeddings=512), played)

@@ -24,10 +24,17 @@ ATTENTION = "rcgrpo_branching"
 _aten = torch.ops.aten
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> tuple[Tensor, ...]:
-    """Output, log-sum-exp, and what the backward kernel wants to have back (nothing on a CPU)."""
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None, mask: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Output, log-sum-exp, and what the backward kernel wants to have back (nothing on a CPU).
+
+    ``mask``: additive, on a CPU only. A query that it lets see nothing gets zeros, and 0 for a log-sum-exp.
+    """
     if query.device.type == "cpu":
-        return _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+        op = _aten._scaled_dot_product_flash_attention_for_cpu
+        return op(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
+    assert mask is None
     op = _aten._scaled_dot_product_flash_attention
     out, lse, _, _, _, _, seed, offset, _ = op(query, key, value, 0.0, causal, False, scale=scale)
     return out, lse, seed, offset

@@ -245,7 +245,7 @@ def _by_products(c: Cascade, prefix: Tensor, query_THQD: Tensor, key: Tensor, va
 
 
 def _by_flash(c: Cascade, prefix: Tensor, query_THQD: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """The same, without a score for every prefix position: the two parts are merged by their log-sum-exp."""
+    """The same, without a score ever stored: the two parts are merged by their log-sum-exp."""
     query_CHND = c.gather(query_THQD)
     met = []
     for i, length in enumerate(c.lengths or []):
@@ -253,10 +253,11 @@ def _by_flash(c: Cascade, prefix: Tensor, query_THQD: Tensor, key: Tensor, value
         met.append(flash(query_CHND[i : i + 1], keys, values, False, scale)[:2])
     shared_CHND, lse_CHN = map(torch.cat, zip(*met, strict=True))
     shared_THQD, lse_THQ1 = (c.scatter(x, query_THQD.shape[2]) for x in (shared_CHND, lse_CHN[..., None]))
-    scores_THQS = c.mask((query_THQD * scale) @ key.transpose(-1, -2)).to(_wide(query_THQD.dtype))
-    total_THQ1 = torch.logaddexp(lse_THQ1, scores_THQS.logsumexp(-1, keepdim=True))
-    own_THQD = (scores_THQS - total_THQ1).exp_().to(value.dtype) @ value
-    return own_THQD + shared_THQD * (lse_THQ1 - total_THQ1).exp().to(value.dtype)
+    heads = query_THQD.shape[2] // c.mask_T11LS.shape[3]
+    mask_T1QS = c.mask_T11LS.expand(-1, -1, heads, -1, -1).flatten(2, 3)
+    own_THQD, own_lse_THQ = flash(query_THQD, key, value, False, scale, mask_T1QS)[:2]
+    share_THQ1 = (lse_THQ1 - own_lse_THQ[..., None]).sigmoid().to(value.dtype)  # of the weight that the prefix has
+    return torch.lerp(own_THQD, shared_THQD, share_THQ1)
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
