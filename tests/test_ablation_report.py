@@ -184,3 +184,20 @@ def test_the_terminal_shows_plan_table_and_comparisons(results):
 def test_the_page_of_results_is_up_to_date():
     maker = runpy.run_path(str(ROOT / "docs" / "make_results_md.py"))
     assert maker["page"]() == (ROOT / "docs" / "results.md").read_text(), "run: python docs/make_results_md.py"
+
+
+def test_the_map_takes_each_start_from_which_both_kinds_of_training_were_run():
+    points = runpy.run_path(str(ROOT / "docs" / "draw_map.py"))["points"]
+    cells = [
+        {"row": "RCTP", "token": token, "success": success, "separation": separation}
+        for token, success, separation in [("high", 0.4, 0.1), ("high", 0.6, 0.3), ("low", 0.0, 0.2)]
+    ]
+    pairs = [
+        ("RCTP + RC-GRPO", "RCTP + GRPO"),
+        ("RCTP + RC-GRPO", "SFT + GRPO"),  # two starts
+        ("SFT + RC-GRPO", "SFT + GRPO"),  # whose start was not measured
+        ("RCTP", "RCTP + GRPO"),
+    ]
+    comparisons = [{"a": a, "b": b, "diff": -0.05, "low": -0.1, "high": 0.02} for a, b in pairs]
+    (point,) = points({"plan": {}, "cells": cells, "comparisons": comparisons})
+    assert tuple(point) == pytest.approx((20, 50, -5, -10, 2))
