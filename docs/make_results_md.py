@@ -22,7 +22,8 @@ How to read the figures:
 
 - Success is the share of tasks solved, in percent, mean over the seeds, each row under its own token at inference.
 - Intervals are 95% and speak of other seeds and other tasks of the same kind: a bootstrap that resamples seeds, and
-  tasks jointly for all seeds, calibrated by simulation (`tests/test_experiment_statistics.py`).
+  tasks jointly for all seeds, calibrated by simulation (`tests/test_experiment_statistics.py`); where all outcomes
+  are equal, the exact binomial bound over tasks.
 - Differences are paired: the same tasks and the same seeds. `p (Holm)` is corrected over all planned comparisons of a
   file. h is Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). McNemar's exact p is of each seed alone.
 - Flat groups: the share of groups sampled at temperature 1 under the row's token in which all outcomes are the same.

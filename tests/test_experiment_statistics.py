@@ -157,4 +157,13 @@ def test_a_real_difference_is_found(monkeypatch):
 def test_intervals_stay_within_what_is_possible():
     two = np.array([[1, 1, 1, 1], [1, 0, 0, 1]], dtype=np.int8)
     assert mean_interval(two).high == 1.0 and compare(two, 1 - two).low >= -1.0
-    assert mean_interval(np.ones((2, 5), dtype=np.int8)) == (1.0, 1.0, 1.0)
+
+
+def test_equal_outcomes_are_no_certainty():
+    """Clopper-Pearson in closed form: once in 40 times none of n tasks shows what has a share of 1 - 0.025 ** (1 / n)."""
+    none, every = np.zeros((2, 120), dtype=np.int8), np.ones((2, 5), dtype=np.int8)
+    assert mean_interval(none) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 120)))
+    assert mean_interval(every) == pytest.approx((1, 0.025 ** (1 / 5), 1))
+    same = compare(none, none)
+    bound = 1 - 0.025 ** (1 / 120)
+    assert (same.diff, same.low, same.high, same.p) == pytest.approx((0, -bound, bound, 1))
