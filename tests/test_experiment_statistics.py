@@ -160,7 +160,7 @@ def test_intervals_stay_within_what_is_possible():
 
 
 def test_equal_outcomes_are_no_certainty():
-    """Clopper-Pearson in closed form: once in 40 times n tasks show nothing of what has a share of 1 - 0.025 ** (1/n)."""
+    """Clopper-Pearson in closed form: what n tasks never show may still have a share of 1 - 0.025 ** (1 / n)."""
     none, every = np.zeros((2, 120), dtype=np.int8), np.ones((2, 5), dtype=np.int8)
     assert mean_interval(none) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 120)))
     assert mean_interval(every) == pytest.approx((1, 0.025 ** (1 / 5), 1))
