@@ -40,7 +40,7 @@ def points(results: Results) -> list[Point]:
     for pair in results["comparisons"]:
         start = pair["a"].removesuffix(" + RC-GRPO")
         first = [cell for cell in cells if cell["row"] == start]
-        if not first or pair["a"] == start or pair["b"] != f"{start} + GRPO":
+        if not first or pair["diff"] is None or pair["a"] == start or pair["b"] != f"{start} + GRPO":
             continue
         means = [100 * fmean(cell[key] for cell in first) for key in ("separation", "success")]
         found.append(Point(*means, *(100 * pair[key] for key in ("diff", "low", "high"))))
@@ -49,7 +49,7 @@ def points(results: Results) -> list[Point]:
 
 def draw(drawn: dict[str, list[Point]]) -> None:
     """Two panels with one vertical axis: against the separation, and against how good the policy was."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
     for axes, key, label in zip(
         panels,
         ("separation", "before"),
@@ -65,7 +65,7 @@ def draw(drawn: dict[str, list[Point]]) -> None:
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("RC-GRPO minus GRPO\n(points of success, 95%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(drawn), frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
 
 

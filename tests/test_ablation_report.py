@@ -199,5 +199,6 @@ def test_the_map_takes_each_start_from_which_both_kinds_of_training_were_run():
         ("RCTP", "RCTP + GRPO"),
     ]
     comparisons = [{"a": a, "b": b, "diff": -0.05, "low": -0.1, "high": 0.02} for a, b in pairs]
+    comparisons.append({**comparisons[0], "diff": None, "low": None, "high": None})  # not measured yet
     (point,) = points({"plan": {}, "cells": cells, "comparisons": comparisons})
     assert tuple(point) == pytest.approx((20, 50, -5, -10, 2))
