@@ -298,7 +298,7 @@ class Bench:
         model, optimiser = self._trained(mode)
         try:
             scorer = scorer_of(model, attention)
-            run = lambda: update(scorer, optimiser, rows, self.load.group)  # noqa: E731
+            run = partial(update, scorer, optimiser, rows, self.load.group)
             first = run()
             seconds = [clocked(run, self.device)[0] for _ in range(repeats)]
         finally:
@@ -367,9 +367,8 @@ class Bench:
 
         def ask(count: int) -> float:
             with torch.inference_mode():
-                go = lambda: self.model.generate(  # noqa: E731
-                    ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, **options
-                )
+                length = {"max_new_tokens": count, "min_new_tokens": count}
+                go = partial(self.model.generate, ids, attention_mask=mask, **length, **options)
                 return clocked(go, self.device)[0]
 
         short, whole = ask(2), ask(new)

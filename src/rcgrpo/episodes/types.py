@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -89,11 +89,9 @@ class Task(Record):
 class ExecutedCall:
     """A call that the environment ran (or refused), with the text that the policy read.
 
-    Like a :class:`Record` it validates where it is read, as part of an :class:`Episode`; it does not where an
-    environment makes it, which costs as much as a remembered BFCL call itself.
+    Validated where it is read, by the rules of the :class:`Record` that holds it; not where an environment makes it,
+    which would cost as much as a remembered BFCL call itself.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = Record.model_config
 
     turn: int
     call: Call

@@ -27,7 +27,7 @@ RNG_SEED = 2602_03025
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and tasks with its 95% percentile interval."""
+    """A mean over seeds and tasks with its 95% percentile interval; an exact bound where all values are equal."""
 
     value: float
     low: float
@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
     """Success of a minus success of b: the risk difference."""
     low: float
     high: float
-    """95% percentile interval of the paired hierarchical bootstrap; an exact bound where no pair differs."""
+    """95% percentile interval of the paired hierarchical bootstrap; an exact bound where all pairs agree."""
     p: float
     """Two-sided, of the same bootstrap: twice the smaller share of resamples on one side of 0."""
     effect_h: float
@@ -108,23 +108,20 @@ def _weights(seeds: int, tasks: int, resamples: int) -> tuple[np.ndarray, np.nda
 
 def mean_interval(outcomes_ST: np.ndarray) -> Interval:
     """The share of 1 among 0/1 outcomes and its 95% interval."""
-    if outcomes_ST.min() != outcomes_ST.max():
-        return _interval(outcomes_ST, resampled_means(outcomes_ST), 0.0)
-    unseen, value = _unseen(outcomes_ST.shape[1]), float(outcomes_ST.flat[0])
-    return Interval(value, max(value - unseen, 0.0), min(value + unseen, 1.0))
-
-
-def _unseen(tasks: int) -> float:
-    """How frequent among tasks what none of these showed may still be: the exact binomial 95% bound (Clopper-Pearson).
-
-    A bootstrap of equal outcomes has no spread and would claim certainty. Seeds do not count: they play the same tasks.
-    """
-    return float(binomtest(0, tasks).proportion_ci(0.95, method="exact").high)
+    return _interval(outcomes_ST, resampled_means(outcomes_ST), 0.0)
 
 
 def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float) -> Interval:
-    low, high = np.quantile(means_R, (0.025, 0.975)).clip(least, 1.0)
-    return Interval(float(values_ST.mean()), float(low), float(high))
+    """Where all values are equal a bootstrap has no spread and would claim certainty. What none of T tasks showed may
+    still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks)."""
+    value = float(values_ST.mean())
+    if values_ST.min() == values_ST.max():
+        unseen = binomtest(0, values_ST.shape[1]).proportion_ci(0.95, method="exact").high
+        bounds = np.array((value - unseen, value + unseen))
+    else:
+        bounds = np.quantile(means_R, (0.025, 0.975))
+    low, high = bounds.clip(least, 1.0)
+    return Interval(value, float(low), float(high))
 
 
 def compare(a_ST: np.ndarray, b_ST: np.ndarray) -> Comparison:
@@ -136,8 +133,6 @@ def compare(a_ST: np.ndarray, b_ST: np.ndarray) -> Comparison:
     difference_ST = a_ST.astype(float) - b_ST
     means_R = resampled_means(difference_ST)
     diff, low, high = _interval(difference_ST, means_R, -1.0)
-    if not difference_ST.any():
-        low, high = -_unseen(a_ST.shape[1]), _unseen(a_ST.shape[1])
     tests = [mcnemar(a_T, b_T) for a_T, b_T in zip(a_ST, b_ST, strict=True)]
     a_only, b_only = sum(x.a_only for x in tests), sum(x.b_only for x in tests)
     return Comparison(

@@ -55,7 +55,7 @@ class Scene:
         """Call a function without recording it: for the generator's own look into the world."""
         try:
             text = self.world.run(name, json.loads(json.dumps(arguments)))
-        except Exception as error:
+        except Exception as error:  # whatever BFCL's own classes raise: this request is not one to train on
             raise Unfit(str(error)) from error
         if "error" in text[:12].lower():  # also as a list that holds one
             raise Unfit(text)
