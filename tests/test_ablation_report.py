@@ -165,6 +165,49 @@ def test_the_markdown_has_the_pages_figures(results):
     assert markdown_table(["a", "b"], [["x|y", "1"]], texts=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
 
 
+@pytest.fixture(scope="module")
+def graded() -> dict:
+    """Results whose plan names a reward: one on average half of the way to a success."""
+    results = synthetic_results(2, 20)
+    cells = [
+        {**cell, "rewards": [max(float(mark), (i % 3) / 4) for i, mark in enumerate(cell["outcomes"])]}
+        for cell in results["cells"]
+    ]
+    return with_cells({**results, "plan": {**results["plan"], "reward": "turn_fraction"}, "cells": []}, cells)
+
+
+def test_a_graded_reward_is_compared_beside_success(graded, results):
+    plain = synthetic_results(2, 20)
+    pair, without = graded["comparisons"][0], plain["comparisons"][0]
+    assert {k: v for k, v in pair.items() if k != "reward"} == without and "reward" not in without
+    means = {
+        row: [np.mean(c["rewards"]) for c in graded["cells"] if (c["row"], c["token"]) == (row, token)]
+        for row, token in ((pair["a"], "high"), (pair["b"], "none"))
+    }
+    by_seed = np.subtract(means[pair["a"]], means[pair["b"]])
+    assert pair["reward"]["by_seed"] == pytest.approx(list(by_seed))
+    assert pair["reward"]["diff"] == pytest.approx(by_seed.mean())
+    assert pair["reward"]["low"] <= pair["reward"]["diff"] <= pair["reward"]["high"]
+    smallest = min(graded["comparisons"], key=lambda p: p["reward"]["p"])["reward"]
+    assert smallest["p_holm"] == pytest.approx(min(1, len(graded["comparisons"]) * smallest["p"]))
+
+
+def test_a_graded_reward_is_shown_wherever_success_is(graded, results):
+    [mean] = [
+        row.reward.value for row in ablation_rows(graded) if row.row == "SFT + GRPO" and row.headline and row.reward
+    ]
+    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_ablation(graded, console)
+    text, page = results_section(graded, "x.json"), render_ablation(graded)
+    Page(page)
+    for shown in (console.export_text(), text, page):
+        assert f"{100 * mean:.1f}" in shown and re.search("turn.fraction", shown)
+    assert all(row.reward is None for row in ablation_rows(results))
+    assert "turn" not in results_section(results, "x.json") and "graded" not in render_ablation(results)
+    some = with_cells({**graded, "cells": []}, [c for c in graded["cells"] if c["row"] == "base"])
+    assert "not measured yet" in render_ablation(some) and "a - b, reward" not in results_section(some, "x.json")
+
+
 def test_a_results_file_survives_writing_and_reading(results, tmp_path):
     write_results(tmp_path / "r.json", results)
     assert read_results(tmp_path / "r.json") == results

@@ -241,7 +241,7 @@ class TestBreakIt:
             Codec(llama)
         with pytest.raises(UserError, match="thinking is true"):
             Codec(tokenizers["qwen2_5"], thinking=True)
-        with pytest.raises(UserError, match="detail is 'tiny'"):
+        with pytest.raises(UserError, match="detail is 'tiny'; it can be one of full, compact, names"):
             Codec(tokenizers["qwen2_5"], detail="tiny")
 
 
@@ -310,6 +310,7 @@ class TestHostileText:
             return {
                 "prompt": codec.prompt(head, tools),
                 "compact": Codec(codec.tokenizer, detail="compact").prompt(head, tools),
+                "names": Codec(codec.tokenizer, detail="names").prompt(head, [tool(f"f{text}", "")]),
                 "answer": codec.assistant(answer),
                 "call": codec.assistant(call),
                 "result": codec.extend([Message(role="tool", content=text)]),
@@ -453,6 +454,16 @@ class TestDetail:
             assert all(json.dumps(item, ensure_ascii=False, indent=indent) in written for item in TOOLS)
             compact = Codec(tokenizers[name], detail="compact").announce(TOOLS)
             assert compact.endswith("now(): The time, as “HH:MM”")
+            bare = Codec(tokenizers[name], detail="names").announce(TOOLS)
+            assert bare == "From now on you can also call these functions:\n" + ", ".join(
+                item["function"]["name"] for item in TOOLS
+            )
+
+    def test_names_alone(self, tokenizers):
+        codec = Codec(tokenizers["qwen2_5"], detail="names")
+        tools = [tool("weigh", "Weigh it."), tool("now", "The time.")]
+        text = codec.tokenizer.decode(codec.prompt(self.MESSAGES, tools))
+        assert "Be brief.\n\nYou can call these functions:\nweigh, now\n\nFor each function call" in text
 
 
 class TestSmallTokenizer:

@@ -11,7 +11,7 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 
 from rcgrpo.experiments import statistics
-from rcgrpo.experiments.statistics import compare, holm, layout_variance, mcnemar, mean_interval
+from rcgrpo.experiments.statistics import compare, difference, holm, layout_variance, mcnemar, mean_interval
 
 
 def grid(
@@ -109,6 +109,18 @@ def test_a_comparison_by_hand():
     assert compare(a, a).p == 1.0 and compare(a, b) == found
     with pytest.raises(ValueError, match="same seeds and tasks"):
         compare(a, b[:1])
+
+
+def test_graded_outcomes_are_compared_as_a_paired_t_test_would_where_many_tasks_differ():
+    rng = np.random.default_rng(8)
+    a, b = rng.beta(2, 3, (1, 300)), rng.beta(2, 4, (1, 300))
+    found, theirs = difference(a, b), ttest_1samp((a - b)[0], 0)
+    interval = theirs.confidence_interval()
+    assert found.diff == pytest.approx((a - b).mean())
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.005)
+    assert found.p < 0.01 and theirs.pvalue < 0.01
+    marks = (a > 0.4).astype(np.int8), (b > 0.4).astype(np.int8)
+    assert difference(*marks) == (*compare(*marks)[:4], compare(*marks).by_seed)
 
 
 def test_pairing_sees_what_unpaired_rates_hide():

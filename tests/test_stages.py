@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from light_world import ROOMS, Light, drawn_jobs, light_recipe, light_task
-from rcgrpo.config import Recipe
+from rcgrpo.config import Recipe, parse_recipe
 from rcgrpo.episodes.store import read_episodes, write_episodes
 from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling, StopReason
 from rcgrpo.errors import UserError
@@ -524,6 +524,35 @@ def test_two_processes_finetune_like_one(lights, collected, tmp_path):
     assert one.stage("rctp").record["result"]["validation_loss"] == pytest.approx(
         two.stage("rctp").record["result"]["validation_loss"], rel=1e-5
     )
+
+
+def test_two_processes_pretrain_like_one(tmp_path):
+    content = {
+        "name": "p",
+        "model": {"device": "cpu"},
+        "toolworld": {"pretrain": 40, "max_turns": 1, "tools": 4},
+        "chat": {"schemas": "names"},
+        "rollout": {"episode_tokens": 1000},
+        "stages": {
+            "first": {
+                "kind": "pretrain",
+                "shape": {"vocabulary": 500, "hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1},
+                "batch": 5,
+                "batch_tokens": 400,
+                "steps": 3,
+                "optimiser": {"lr": 1e-3},
+            }
+        },
+    }
+    recipe = parse_recipe(content, "test")
+    one, two = (prepared(tmp_path / str(n), recipe) for n in (1, 2))
+    run_stage(one, "first")
+    in_processes(two, "first", 2)
+    a, b = one.stage("first"), two.stage("first")
+    assert [m["step"] for m in b.metrics()] == [1, 2, 3]
+    assert [m["loss"] for m in a.metrics()] == pytest.approx([m["loss"] for m in b.metrics()], rel=1e-5)
+    assert close(weights(a.checkpoint), weights(b.checkpoint))
+    assert a.record["result"] == pytest.approx(b.record["result"], rel=1e-5)
 
 
 def test_two_processes_reinforce_like_one(lights, tmp_path):

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerFast
 
 from rcgrpo.codec.calls import Parsed, parse_llama, parse_qwen
 from rcgrpo.codec.formats import CUT, EMPTY_THINKING, Chat, Format, Llama, Qwen, dumps, guard
-from rcgrpo.codec.schemas import signatures
+from rcgrpo.codec.schemas import Detail, names, signatures
 from rcgrpo.conditioning import condition
 from rcgrpo.environments.protocol import Schema
 from rcgrpo.episodes.types import Call, Message, RewardToken
@@ -35,20 +35,21 @@ class Codec:
     """Chat and tool format of one tokenizer (Qwen2.5, Qwen3 or Llama 3.1, told from its chat template).
 
     ``detail`` is how tools are described: ``full`` is the template's own rendering of the JSON schemas,
-    ``compact`` one signature per tool in the system message. ``thinking`` lets a Qwen3 policy open its answers
-    with a ``<think>`` block. Raises :class:`UserError` if the chat template is not in one of the known formats.
-    Build it after :func:`rcgrpo.codec.tokenizer.add_reward_tokens`: which texts are control tokens is read once.
+    ``compact`` one signature per tool in the system message, ``names`` only their names there. ``thinking`` lets a
+    Qwen3 policy open its answers with a ``<think>`` block. Raises :class:`UserError` if the chat template is not in
+    one of the known formats. Build it after :func:`rcgrpo.codec.tokenizer.add_reward_tokens`: which texts are
+    control tokens is read once.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        detail: Literal["full", "compact"] = "full",
+        detail: Detail = "full",
         thinking: bool = False,
     ) -> None:
-        if detail not in ("full", "compact"):
-            raise UserError(f"detail is {detail!r}; it can be 'full' or 'compact'")
+        if detail not in get_args(Detail):
+            raise UserError(f"detail is {detail!r}; it can be one of {', '.join(get_args(Detail))}")
         self.tokenizer = tokenizer
         self.detail = detail
         self.thinking = thinking
@@ -97,11 +98,14 @@ class Codec:
 
     def announce(self, tools: Sequence[Schema]) -> str:
         """Documentation of tools that become callable in mid-episode, to stand in front of the user's message."""
-        if self.detail == "compact":
-            documents = signatures(tools)
-        else:
+        if self.detail == "full":
             documents = "\n".join(dumps(tool, indent=self.format.schema_indent) for tool in tools)
+        else:
+            documents = self._summary(tools)
         return f"From now on you can also call these functions:\n{documents}"
+
+    def _summary(self, tools: Sequence[Schema]) -> str:
+        return names(tools) if self.detail == "names" else signatures(tools)
 
     def _prompt_text(self, messages: Sequence[Message], tools: Sequence[Schema]) -> str:
         roles = [message.role for message in messages]
@@ -117,8 +121,8 @@ class Codec:
         if first_user is not None:
             chats[first_user]["content"] = self._guard_all_but_goal(messages[first_user].content)
         schemas: list[Schema] = guard(list(tools), self._reserved)
-        if schemas and self.detail == "compact":
-            block = f"You can call these functions:\n{signatures(schemas)}\n\n{self.format.how_to_call}"
+        if schemas and self.detail != "full":
+            block = f"You can call these functions:\n{self._summary(schemas)}\n\n{self.format.how_to_call}"
             if chats[0]["role"] == "system":
                 chats[0]["content"] += f"\n\n{block}"
             else:

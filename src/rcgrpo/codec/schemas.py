@@ -1,13 +1,16 @@
-"""Tools described for the policy in few tokens: one signature per line."""
+"""Tools described for the policy in few tokens: one signature per line, or their names alone."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rcgrpo.environments.protocol import Schema
+
+Detail = Literal["full", "compact", "names"]
+"""How much a prompt says about a tool: its JSON schema, a signature, or its name."""
 
 _LONGEST = 100
 """Characters of a description that are kept."""
@@ -16,6 +19,11 @@ _LONGEST = 100
 def signatures(tools: Sequence[Schema]) -> str:
     """``name(arg: type, opt: type = default): one short line`` for each tool; ``opt?`` has no stated default."""
     return "\n".join(_signature(tool["function"]) for tool in tools)
+
+
+def names(tools: Sequence[Schema]) -> str:
+    """The tools' names in one line: for a policy that knows by heart how they are called."""
+    return ", ".join(tool["function"]["name"] for tool in tools)
 
 
 def _signature(function: dict[str, Any]) -> str:

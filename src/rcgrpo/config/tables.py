@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rcgrpo.codec.schemas import Detail
 from rcgrpo.conditioning import TokenSampler
 from rcgrpo.episodes.types import Probability, RewardToken
 
@@ -51,8 +52,9 @@ class ModelTable(Config):
 class ChatTable(Config):
     """How conversations become tokens."""
 
-    schemas: Literal["full", "compact"] = "full"
-    """``full``: the model's own tool format (official). ``compact``: signatures, about a fifth of the tokens."""
+    schemas: Detail = "full"
+    """``full``: the model's own tool format (official). ``compact``: signatures, about a fifth of the tokens.
+    ``names``: names only, for a policy that knows the tools by heart."""
     thinking: bool = False
     """Qwen3 only: open assistant messages for a reasoning block instead of an empty one."""
     reward_tokens: Literal["special", "text"] = "special"
@@ -356,7 +358,7 @@ class PretrainTable(Config):
     """Share of the demonstrations whose prompt says how good they are (``[Rating: high]``, ``low``); half of these are
     right, half wrong in every turn. It makes a base model that can be told what quality to aim for."""
     batch: int = Field(default=32, ge=1)
-    """Episodes per optimiser step."""
+    """Episodes per optimiser step, over all processes."""
     steps: int = Field(ge=1)
     """Optimiser steps."""
     optimiser: OptimiserTable

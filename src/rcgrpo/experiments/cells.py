@@ -47,6 +47,7 @@ def found_cells(recipe: Recipe, run: RunDirectory, seed: int) -> list[dict[str, 
                         **made,
                         "evaluate_seconds": result["seconds"],
                         "outcomes": result["outcomes"],
+                        **({"rewards": result["rewards"]} if recipe.reward != "success" else {}),
                         "curves": curves_of(run, seeded, arm) if headline else None,
                     }
                 )

@@ -76,6 +76,8 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
         "comparisons": [list(pair) for pair in table.comparisons],
         "settings_sha256": _hash(_settings(recipe)),
     }
+    if recipe.reward != "success":
+        plan["reward"] = recipe.reward  # measured and compared beside success
     return {**plan, "digest": _hash(plan)}
 
 

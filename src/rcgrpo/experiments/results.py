@@ -13,7 +13,7 @@ import numpy as np
 
 from rcgrpo.errors import UserError
 from rcgrpo.experiments.plan import fixing_commit
-from rcgrpo.experiments.statistics import compare, holm
+from rcgrpo.experiments.statistics import compare, difference, holm
 from rcgrpo.stages.directory import read_json
 
 Results = dict[str, Any]
@@ -112,10 +112,20 @@ def outcomes(cells: Iterable[Mapping[str, Any]], row: str, token: str) -> dict[i
     }
 
 
+def rewards(cells: Iterable[Mapping[str, Any]], row: str, token: str) -> dict[int, np.ndarray]:
+    """Per seed the reward of every task, float64 [T], in the term that the plan names."""
+    return {
+        cell["seed"]: np.array(cell["rewards"], dtype=np.float64)
+        for cell in cells
+        if (cell["row"], cell["token"]) == (row, token)
+    }
+
+
 def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The planned comparisons, each row under its own token, on the seeds that both rows have.
 
-    A pair without a common seed has nulls. Holm's correction runs over all planned pairs, measured or not.
+    A pair without a common seed has nulls. Holm's correction runs over all planned pairs, measured or not. Where the
+    plan names a reward other than success, ``reward`` holds the difference of its means, corrected by itself.
     """
     token = {arm["row"]: arm["token"] for arm in plan["arms"]}
     made: list[dict[str, Any]] = []
@@ -128,7 +138,14 @@ def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[di
             pair = compare(np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds]))
             entry |= pair._asdict()
             entry["mcnemar"] = [{"seed": s, **test._asdict()} for s, test in zip(seeds, pair.mcnemar, strict=True)]
+        if "reward" in plan:
+            ours, theirs = rewards(cells, a, token[a]), rewards(cells, b, token[b])
+            entry["reward"] = dict.fromkeys(("diff", "low", "high", "p", "by_seed"))
+            if seeds:
+                graded = difference(np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds]))
+                entry["reward"] = graded._asdict()
         made.append(entry)
-    for entry, corrected in zip(made, holm([entry["p"] for entry in made]), strict=True):
-        entry["p_holm"] = corrected
+    for family in (made, [entry["reward"] for entry in made if "reward" in entry]):
+        for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):
+            entry["p_holm"] = corrected
     return made

@@ -1,4 +1,6 @@
-"""Intervals and tests for 0/1 outcomes over seeds and tasks. Shape suffixes: S seeds, T tasks, R resamples.
+"""Intervals and tests for outcomes in [0, 1], mostly 0 or 1, over seeds and tasks.
+
+Shape suffixes: S seeds, T tasks, R resamples.
 
 Every seed plays the same tasks, so seeds and tasks are crossed and not nested: a task that is hard is hard under all
 seeds. The hierarchical bootstrap therefore resamples seeds, and resamples tasks once for all of them (the pigeonhole
@@ -45,8 +47,18 @@ class McNemar(NamedTuple):
     """Two-sided."""
 
 
+class Difference(NamedTuple):
+    """The mean of a minus that of b on the same tasks and seeds; fields as in :class:`Comparison`."""
+
+    diff: float
+    low: float
+    high: float
+    p: float
+    by_seed: list[float]
+
+
 class Comparison(NamedTuple):
-    """a against b on the same tasks and seeds."""
+    """a against b on the same tasks and seeds, outcomes 0 or 1."""
 
     diff: float
     """Success of a minus success of b: the risk difference."""
@@ -107,7 +119,7 @@ def _weights(seeds: int, tasks: int, resamples: int) -> tuple[np.ndarray, np.nda
 
 
 def mean_interval(outcomes_ST: np.ndarray) -> Interval:
-    """The share of 1 among 0/1 outcomes and its 95% interval."""
+    """The mean of outcomes in [0, 1] (of 0 and 1: the share of 1) and its 95% interval."""
     return _interval(outcomes_ST, resampled_means(outcomes_ST), 0.0)
 
 
@@ -124,25 +136,27 @@ def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float) -> Inter
     return Interval(value, float(low), float(high))
 
 
-def compare(a_ST: np.ndarray, b_ST: np.ndarray) -> Comparison:
-    """a against b, 0/1 outcomes of the same seeds and tasks. Raises ValueError where the shapes differ."""
-    from statsmodels.stats.proportion import proportion_effectsize
-
+def difference(a_ST: np.ndarray, b_ST: np.ndarray) -> Difference:
+    """a minus b, outcomes in [0, 1] of the same seeds and tasks. Raises ValueError where the shapes differ."""
     if a_ST.shape != b_ST.shape:
         raise ValueError(f"pairs need the same seeds and tasks: {a_ST.shape} and {b_ST.shape}")
     difference_ST = a_ST.astype(float) - b_ST
     means_R = resampled_means(difference_ST)
-    diff, low, high = _interval(difference_ST, means_R, -1.0)
+    by_seed = [float(d) for d in difference_ST.mean(axis=1)]
+    return Difference(*_interval(difference_ST, means_R, -1.0), sign_p(means_R), by_seed)
+
+
+def compare(a_ST: np.ndarray, b_ST: np.ndarray) -> Comparison:
+    """a against b, 0/1 outcomes of the same seeds and tasks. Raises ValueError where the shapes differ."""
+    from statsmodels.stats.proportion import proportion_effectsize
+
+    found = difference(a_ST, b_ST)
     tests = [mcnemar(a_T, b_T) for a_T, b_T in zip(a_ST, b_ST, strict=True)]
     a_only, b_only = sum(x.a_only for x in tests), sum(x.b_only for x in tests)
     return Comparison(
-        diff=diff,
-        low=low,
-        high=high,
-        p=sign_p(means_R),
+        **found._asdict(),
         effect_h=float(proportion_effectsize(a_ST.mean(), b_ST.mean())),
         odds_ratio=a_only / b_only if b_only else None,
-        by_seed=[float(d) for d in difference_ST.mean(axis=1)],
         mcnemar=tests,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rcgrpo.report.ablation import count, notes, summary
 from rcgrpo.report.rows import ablation_rows, hours, p_value, training_seconds
-from rcgrpo.report.table import percent, signed
+from rcgrpo.report.table import percent, signed, span
 
 
 def results_section(results: Mapping[str, Any], name: str) -> str:
@@ -27,6 +27,8 @@ def results_section(results: Mapping[str, Any], name: str) -> str:
         f"```\n{plan['command']} --results docs/results/{name}\n```",
         _table(results),
         _comparisons(results),
+        _rewards(results),
+        _reward_comparisons(results),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -61,11 +63,40 @@ def _comparisons(results: Mapping[str, Any]) -> str:
         if pair["diff"] is None:
             lines.append([pair["a"], pair["b"], "not measured yet", *["-"] * 6])
             continue
-        interval = f"{signed(pair['low'])} to {signed(pair['high'])}"
         tests = ", ".join(p_value(test["p"]) for test in pair["mcnemar"])
         figures = [p_value(pair["p"]), p_value(pair["p_holm"]), f"{pair['effect_h']:+.2f}", str(len(pair["seeds"]))]
-        lines.append([pair["a"], pair["b"], f"**{signed(pair['diff'])}**", interval, *figures, tests])
+        difference = [f"**{signed(pair['diff'])}**", span(pair["low"], pair["high"])]
+        lines.append([pair["a"], pair["b"], *difference, *figures, tests])
     headings = ["a", "b", "a - b", "95% interval", "p", "p (Holm)", "h", "seeds", "McNemar by seed"]
+    return markdown_table(headings, lines, texts=2) if lines else ""
+
+
+def _rewards(results: Mapping[str, Any]) -> str:
+    """The plan's graded reward of the same episodes, where it has one."""
+    if "reward" not in results["plan"]:
+        return ""
+    rows, tokens = ablation_rows(results), results["plan"]["tokens"]
+    means = {(row.row, row.token): row.reward for row in rows}
+    lines = []
+    for row in rows:
+        if row.headline and row.reward:
+            under = [means.get((row.row, token)) for token in tokens]
+            interval = f"{percent(row.reward.low)} to {percent(row.reward.high)}"
+            by_token = [percent(mean.value) if mean else "-" for mean in under]
+            lines.append([row.row, row.token, f"**{percent(row.reward.value)}**", interval, *by_token])
+    headings = ["row", "token", f"mean `{results['plan']['reward']}`", "95% interval", *(f"under {t}" for t in tokens)]
+    return markdown_table(headings, lines, texts=2) if lines else ""
+
+
+def _reward_comparisons(results: Mapping[str, Any]) -> str:
+    lines = []
+    for pair in results["comparisons"]:
+        of = pair.get("reward")
+        if of and of["diff"] is not None:
+            difference = [f"**{signed(of['diff'])}**", span(of["low"], of["high"])]
+            by_seed = ", ".join(map(signed, of["by_seed"]))
+            lines.append([pair["a"], pair["b"], *difference, p_value(of["p"]), p_value(of["p_holm"]), by_seed])
+    headings = ["a", "b", "a - b, reward", "95% interval", "p", "p (Holm)", "by seed"]
     return markdown_table(headings, lines, texts=2) if lines else ""
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rcgrpo.experiments.results import outcomes
-from rcgrpo.experiments.statistics import mean_interval
-from rcgrpo.report.table import percent, signed
+from rcgrpo.experiments.results import outcomes, rewards
+from rcgrpo.experiments.statistics import Interval, mean_interval
+from rcgrpo.report.table import percent, signed, span
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class AblationRow:
     low: float
     high: float
     """95% interval over seeds and tasks."""
+    reward: Interval | None
+    """Mean of the plan's graded reward with its interval; None where the plan has none beside success."""
     figures: dict[str, float | None]
     """Means over the seeds: ``success_sampled``, ``zero_variance_share``, ``separation``, ``rollouts``,
     ``gradient_steps``, ``tokens``, ``stage1_tokens``, ``seconds``."""
@@ -54,6 +56,7 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
                 continue
             by_seed = outcomes(cells, arm["row"], token)
             over = mean_interval(np.stack(list(by_seed.values())))
+            graded = rewards(cells, arm["row"], token) if "reward" in results["plan"] else {}
             rows.append(
                 AblationRow(
                     arm["row"],
@@ -65,6 +68,7 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
                     over.value,
                     over.low,
                     over.high,
+                    mean_interval(np.stack(list(graded.values()))) if graded else None,
                     {key: mean_known(cell[key] for cell in cells) for key in AVERAGED},
                 )
             )
@@ -112,27 +116,32 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
 def print_ablation(results: Mapping[str, Any], console: Console) -> None:
     """Print the headline rows and the comparisons of an ablation."""
     wide = console.width >= 110
+    graded = results["plan"].get("reward")
     table = Table(caption="percent; 95% intervals over seeds and tasks", caption_justify="left")
     table.add_column("row", overflow="fold")
     extra = ("sampled", "flat groups", "separation") if wide else ()
-    for heading in ("token", "success", "95% interval", "seeds", *extra):
+    for heading in ("token", "success", "95% interval", *([graded, "95% interval"] if graded else []), "seeds", *extra):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in ablation_rows(results):
         if row.headline:
-            interval = f"{percent(row.low)} - {percent(row.high)}"
             more = [percent(row.figures[k]) for k in ("success_sampled", "zero_variance_share")]
             more = [*more, signed(row.figures["separation"])] if wide else []
-            table.add_row(escape(row.row), row.token, percent(row.success), interval, str(len(row.seeds)), *more)
+            cells = [percent(row.success), f"{percent(row.low)} - {percent(row.high)}"]
+            if row.reward:
+                cells += [percent(row.reward.value), f"{percent(row.reward.low)} - {percent(row.reward.high)}"]
+            table.add_row(escape(row.row), row.token, *cells, str(len(row.seeds)), *more)
     console.print(table)
     if not results["comparisons"]:
         return
-    table = Table(caption="points; p after Holm's correction over the planned comparisons", caption_justify="left")
-    for heading in ("a", "b"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("a - b", "95% interval", "p", "p (Holm)", "seeds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for pair in results["comparisons"]:
-        interval = f"{signed(pair['low'])} to {signed(pair['high'])}"
-        found = [signed(pair["diff"]), interval, p_value(pair["p"]), p_value(pair["p_holm"]), str(len(pair["seeds"]))]
-        table.add_row(escape(pair["a"]), escape(pair["b"]), *found)
-    console.print(table)
+    for measure in ("success", *([graded] if graded else [])):
+        caption = f"{measure}, points; p after Holm's correction over the planned comparisons"
+        table = Table(caption=caption, caption_justify="left")
+        for heading in ("a", "b"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("a - b", "95% interval", "p", "p (Holm)", "seeds"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for pair in results["comparisons"]:
+            of = pair if measure == "success" else pair["reward"]
+            found = [signed(of["diff"]), span(of["low"], of["high"]), p_value(of["p"]), p_value(of["p_holm"])]
+            table.add_row(escape(pair["a"]), escape(pair["b"]), *found, str(len(pair["seeds"])))
+        console.print(table)

@@ -20,6 +20,11 @@ def signed(difference: float | None) -> str:
     return "-" if difference is None else f"{100 * difference:+.1f}"
 
 
+def span(low: float | None, high: float | None) -> str:
+    """An interval of differences in percentage points."""
+    return f"{signed(low)} to {signed(high)}"
+
+
 def print_table(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print rows of ``table.json``; keys ``row``, ``success``, ``low``, ``high``, ``n``, rates in [0, 1].
 

@@ -77,7 +77,8 @@ def probe(
 def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progress = lambda: None) -> dict[str, Any]:
     """Measure one row, save its episodes and result, return the result.
 
-    ``outcomes`` has a 0 or 1 per episode, in the order of the tasks (and of the seeds of each).
+    ``outcomes`` has a 0 or 1 per episode, in the order of the tasks (and of the seeds of each); ``rewards`` has the
+    recipe's reward term of each.
     """
     started = time.monotonic()
     table = recipe.evaluate
@@ -99,6 +100,7 @@ def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progres
         "separation": probed.get("separation"),
         "probe": probed,
         "outcomes": "".join("1" if e.success else "0" for e in episodes),
+        "rewards": [round(e.reward, 4) for e in episodes],
         "split_sha256": split.sha256,
         "seconds": round(time.monotonic() - started, 2),
     }

@@ -139,11 +139,10 @@ def train_step(
 
 @torch.no_grad()
 def mean_loss(trainer: Trainer, episodes: Sequence[Episode], batch_tokens: int) -> float:
-    """Mean token loss of held-out episodes."""
+    """Mean token loss of held-out episodes. Processes may have different numbers of them, or none."""
+    scorer = trainer.accelerator.unwrap_model(trainer.scorer)  # the wrapper's forward may wait for the others'
     mine = episodes[trainer.rank :: trainer.world]
-    total = sum(
-        -float(trainer.scorer(_pack(part, trainer), 1.0).logprobs_BL.sum()) for part in _parts(mine, batch_tokens)
-    )
+    total = sum(-float(scorer(_pack(part, trainer), 1.0).logprobs_BL.sum()) for part in _parts(mine, batch_tokens))
     return trainer.total(total) / sum(sum(e.loss_mask) for e in episodes)
 
 

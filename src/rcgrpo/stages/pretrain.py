@@ -6,6 +6,7 @@ like an instruction-tuned model on a benchmark, it speaks the tool language and 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from rcgrpo.codec.tokenizer import train_tokenizer
 from rcgrpo.config import PretrainTable, Recipe, ShapeTable
 from rcgrpo.environments.protocol import PretrainSuite, Suite, tasks_of
 from rcgrpo.episodes.types import Episode, Message, Task
+from rcgrpo.errors import UserError
 from rcgrpo.policy.load import Policy, load_policy, pick_device
 from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
@@ -53,11 +55,13 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
         share = rng.choice((0.0, 1.0)) if task.id in rated else table.corrupt
         streams.append(demonstration(suite, whole[task.id], len(task.turns), share, rng))
     played = 0
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torch.distributed launched; all play all
 
     def progress() -> None:
         nonlocal played
         played += 1
-        directory.progress(played, len(tasks) + table.steps)
+        if leads:
+            directory.progress(played, len(tasks) + table.steps)
 
     episodes = player.scripted([Job(task, group_id=task.id) for task in tasks], streams, progress)
     episodes = [rate(e, recipe.suite, codec) if e.task_id in rated else e for e in episodes]
@@ -66,13 +70,16 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     held_out = max(1, len(episodes) // 100)
     train, validation = episodes[held_out:], episodes[:held_out]
     trainer = Trainer(policy, Scorer(policy.model), table.optimiser, table.steps, directory)
+    if table.batch < trainer.world:
+        raise UserError(f"stages.{name}.batch = {table.batch} is less than the {trainer.world} processes: raise it")
     with trainer.interruptible():
         for step in range(trainer.resume(), table.steps):
             batch = draw(train, table.batch, step, recipe.seed)
             loss, count = train_step(trainer, batch, table.batch_tokens)
             norm = trainer.step()
-            directory.metric(step=step + 1, loss=loss, grad_norm=norm, tokens=count)
-            directory.progress(len(tasks) + step + 1, len(tasks) + table.steps)
+            if leads:
+                directory.metric(step=step + 1, loss=loss, grad_norm=norm, tokens=count)
+                directory.progress(len(tasks) + step + 1, len(tasks) + table.steps)
             trainer.checkpoint_if_asked(step + 1, table.steps, table.checkpoint_every)
     result = {
         "parameters": sum(p.numel() for p in policy.model.parameters()),

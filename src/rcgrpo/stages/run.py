@@ -135,7 +135,7 @@ def plan(
             arguments=["stage", str(run.path), name],
             directory=run.stage(name),
             after={run.stage(need).path for need in recipe.needs(name) if need in left},
-            processes=processes if recipe.stages[name].kind in ("finetune", "reinforce") else 1,
+            processes=processes if recipe.stages[name].kind in ("pretrain", "finetune", "reinforce") else 1,
         )
         for name in left
     ]
