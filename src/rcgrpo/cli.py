@@ -218,7 +218,7 @@ def row(run_dir: RunPath, names: list[str]) -> None:
 
 @app.command("eval")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub name, or toolworld-base.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub name, toolworld-base or bfcl-base.")],
     recipe_path: RecipePath,
     token: Token = "none",
     overrides: Overrides = None,

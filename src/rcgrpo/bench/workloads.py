@@ -17,7 +17,7 @@ from rcgrpo.environments.bfcl.suite import BfclSuite
 from rcgrpo.environments.protocol import Suite, tasks_of
 from rcgrpo.environments.toolworld.suite import ToolWorldConfig, ToolWorldSuite
 from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling, Task
-from rcgrpo.policy.load import EMBEDDED, Policy, load_policy, teach_reward_tokens
+from rcgrpo.policy.load import Policy, load_policy, teach_reward_tokens
 from rcgrpo.stages.rollout import Job, opening
 
 Shape = Literal["small", "bfcl", "tiny"]
@@ -91,7 +91,7 @@ def workload(shape: Shape) -> Workload:
         return _bfcl()
     prompts, group, about = (8, 8, 400) if shape == "small" else (2, 2, 250)
     suite = ToolWorldSuite(ToolWorldConfig(tools=32, two_domains=1.0))
-    policy = load_policy(EMBEDDED, name="bench", device="cpu")
+    policy = load_policy("toolworld-base", name="bench", device="cpu")
     teach_reward_tokens(policy)
     codec = Codec(policy.tokenizer, detail="compact")
     drawn = [_first_turn(task) for task in tasks_of(suite, suite.split(), "train", 4 * prompts)]

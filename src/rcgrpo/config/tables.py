@@ -35,7 +35,8 @@ class ModelTable(Config):
     """The policy before training, and how its weights are held."""
 
     path: str = "toolworld-base"
-    """A folder or hub name that ``AutoModelForCausalLM`` loads, or ``toolworld-base``: the embedded model."""
+    """A folder or hub name that ``AutoModelForCausalLM`` loads, or an embedded small model: ``toolworld-base``,
+    ``bfcl-base``."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations. Training steps on float32 copies of bfloat16 weights: of 8 bits of
     mantissa, an update at lr 1e-6 changes none. Full fine-tuning then takes 16 bytes per parameter and 4 more

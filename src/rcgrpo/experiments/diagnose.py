@@ -156,7 +156,7 @@ def diagnose(
     device: str | None = None,
     watch: Callable[[str, int, int], None] = lambda title, done, total: None,
 ) -> dict[str, Any]:
-    """Roll out and read; ``checkpoint``: a folder, a hub name, ``toolworld-base``, or ``base`` (the recipe's model).
+    """Roll out and read; ``checkpoint``: a folder, a hub name, an embedded model, or ``base`` (the recipe's model).
 
     Returns what ``--json`` prints; shares in [0, 1], intervals as ``{"value", "low", "high"}``.
     """

@@ -20,8 +20,8 @@ from rcgrpo.errors import UserError
 
 logging.disable_progress_bar()  # the run shows its own progress
 
-EMBEDDED = "toolworld-base"
-"""Name of the base model that ships with the package."""
+EMBEDDED = {"toolworld-base": "rcgrpo.environments.toolworld", "bfcl-base": "rcgrpo.environments.bfcl"}
+"""The small base models that ship with the package, made by the recipes of these names; each in its world's folder."""
 
 
 @dataclass
@@ -31,11 +31,6 @@ class Policy:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-
-
-def embedded_path() -> Path:
-    """Folder of the embedded ToolWorld base model."""
-    return Path(str(files("rcgrpo.environments.toolworld") / "base"))
 
 
 def pick_device(device: str) -> torch.device:
@@ -48,8 +43,8 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_policy(path: str | Path, *, name: str, dtype: str = "float32", device: str = "auto") -> Policy:
-    """Load a checkpoint folder, a hub name, or ``toolworld-base``."""
-    source = str(embedded_path()) if str(path) == EMBEDDED else str(path)
+    """Load a checkpoint folder, a hub name, or one of :data:`EMBEDDED`."""
+    source = str(files(EMBEDDED[str(path)]) / "base") if str(path) in EMBEDDED else str(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), attn_implementation="sdpa")

@@ -17,9 +17,8 @@ from rcgrpo.environments.protocol import Suite, tasks_of
 from rcgrpo.episodes.store import read_episodes, write_episodes
 from rcgrpo.episodes.types import Call, Episode, RewardToken, Sampling, Task, Verdict
 from rcgrpo.errors import UserError
-from rcgrpo.policy.load import Policy
 from rcgrpo.stages.directory import RunDirectory, read_json, write_json
-from rcgrpo.stages.rollout import Job, Player
+from rcgrpo.stages.rollout import Job
 from rcgrpo.stages.setup import load_for_play, player_for, seed_of
 
 Progress = Callable[[], None]
@@ -59,17 +58,23 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def probe(
-    player: Player, policy: Policy, tasks: Sequence[Task], sampler: TokenSampler, size: int, seed: int, done: Progress
-) -> dict[str, float | None]:
-    """Sample groups at temperature 1 and report flat groups, success under each token, and the variance split."""
-    jobs = []
-    for task in tasks:
-        tokens = sampler.sample(size, f"{seed}/probe/{task.id}")
-        for i, token in enumerate(tokens):
-            sampling = Sampling(temperature=1.0, seed=seed_of(seed, "probe", task.id, i))
-            jobs.append(Job(task, group_id=task.id, index=i, token=token, sampling=sampling))
-    episodes = player.policy(policy, jobs, done)
+def probe_jobs(tasks: Sequence[Task], sampler: TokenSampler, size: int, seed: int) -> list[Job]:
+    """Groups of ``size`` rollouts at temperature 1, a token each from ``sampler``."""
+    return [
+        Job(
+            task,
+            group_id=task.id,
+            index=i,
+            token=token,
+            sampling=Sampling(temperature=1.0, seed=seed_of(seed, "probe", task.id, i)),
+        )
+        for task in tasks
+        for i, token in enumerate(sampler.sample(size, f"{seed}/probe/{task.id}"))
+    ]
+
+
+def probed(episodes: Sequence[Episode]) -> dict[str, float | None]:
+    """Flat groups of a probe, reward under each token, and the variance split."""
     rewards = torch.tensor([e.reward for e in episodes])
     return group_diagnostics(rewards, [e.group_id for e in episodes], [e.reward_token for e in episodes])
 
@@ -86,19 +91,19 @@ def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progres
     player = player_for(recipe, policy)
     split = run.split()
     tasks = tasks_of(recipe.suite, split, table.pool, table.limit)
-    episodes = player.policy(policy, evaluation_jobs(tasks, table, row.token, recipe.seed), done)
-    probed: dict[str, float | None] = {}
-    if table.probe_tasks:
-        probed = probe(player, policy, tasks[: table.probe_tasks], row.probe, table.probe_group, recipe.seed, done)
+    jobs = evaluation_jobs(tasks, table, row.token, recipe.seed)
+    probes = probe_jobs(tasks[: table.probe_tasks], row.probe, table.probe_group, recipe.seed)
+    played = player.policy(policy, [*jobs, *probes], done)  # side by side: neither waits for the other's last ones
+    episodes, probe = played[: len(jobs)], probed(played[len(jobs) :]) if probes else {}
     result = {
         "row": row.row,
         "policy": row.policy,
         "token": row.token,
         "temperature": table.temperature,
         **summarise(episodes),
-        "zero_variance_share": probed.get("zero_variance_share"),
-        "separation": probed.get("separation"),
-        "probe": probed,
+        "zero_variance_share": probe.get("zero_variance_share"),
+        "separation": probe.get("separation"),
+        "probe": probe,
         "outcomes": "".join("1" if e.success else "0" for e in episodes),
         "rewards": [round(e.reward, 4) for e in episodes],
         "split_sha256": split.sha256,
