@@ -14,6 +14,7 @@ import torch
 
 from rcgrpo.cli import app, guarded
 from rcgrpo.config import load_recipe
+from rcgrpo.errors import UserError
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.run import forget, plan
 
@@ -196,6 +197,18 @@ def test_a_recipe_from_start_to_report(capsys, recipe, lights):
     forget(directory, changed, ["finetune"])
     assert [work.title for work in plan(directory, changed)] == ["finetune", "rcgrpo", "evaluate RC-GRPO"]
     assert not directory.stage("finetune").metrics() and directory.stage("experts").episodes.is_file()
+
+
+@pytest.mark.parametrize("command", ["stage", "row"])
+def test_work_that_a_background_job_started_can_still_be_stopped(tmp_path, command):
+    """A shell has SIGINT ignored in a script's background job and in all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(UserError):
+            app([command, str(tmp_path / "none"), "x"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "terminate"])

@@ -198,12 +198,18 @@ def results_command(
     show_ablation(found, path, page or path.with_suffix(".html"), as_json=as_json)
 
 
+def _heed_the_starter() -> None:
+    """Whoever starts this process stops it by SIGINT, which a shell has ignored in all that a script's job starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @app.command(hidden=True)
 def stage(run_dir: RunPath, name: str) -> None:
     """Do one stage of a prepared run in this process (what `run` starts)."""
     from rcgrpo.stages.directory import RunDirectory
     from rcgrpo.stages.run import run_stage
 
+    _heed_the_starter()
     log.print_json(data=run_stage(RunDirectory.open(run_dir), name))
 
 
@@ -213,6 +219,7 @@ def row(run_dir: RunPath, names: list[str]) -> None:
     from rcgrpo.stages.directory import RunDirectory
     from rcgrpo.stages.run import run_rows
 
+    _heed_the_starter()
     run_rows(RunDirectory.open(run_dir), names)
 
 
