@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rcgrpo.experiments.results import read_results
-from rcgrpo.report.markdown import results_section
+from rcgrpo.report.markdown import leak_section, results_section
 
 PAGE = Path(__file__).with_name("results.md")
 FOLDER = Path(__file__).with_name("results")
@@ -39,7 +39,11 @@ When do sampled tokens help? Every stage-1 policy from which GRPO and RC-GRPO we
 
 def page() -> str:
     """The whole page."""
-    sections = [results_section(read_results(path), path.name) for path in sorted(FOLDER.glob("*.json"))]
+    files = {path.stem: read_results(path) for path in sorted(FOLDER.glob("*.json"))}
+    by_name = {stem: results_section(results, f"{stem}.json") for stem, results in files.items()}
+    if {"bfcl", "bfcl-leaky"} <= files.keys() and (leak := leak_section(files["bfcl"], files["bfcl-leaky"])):
+        by_name["bfcl"] += f"\n\n{leak}"
+    sections = list(by_name.values())
     return "\n\n".join([HEAD.rstrip(), *(sections or ["No ablation has been run yet."])]) + "\n"
 
 

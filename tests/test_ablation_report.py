@@ -12,7 +12,7 @@ from rich.console import Console
 from rcgrpo.experiments.results import read_results, with_cells, write_results
 from rcgrpo.report.ablation import arm_views, forest_reach, notes, render_ablation, shown_at_first, trained_arms
 from rcgrpo.report.ablation_figures import Trained, band, end_of_training
-from rcgrpo.report.markdown import markdown_table, results_section
+from rcgrpo.report.markdown import leak_section, markdown_table, results_section
 from rcgrpo.report.rows import ablation_rows, hours, print_ablation, print_plan, training_seconds
 from synthetic_ablation import ARMS, synthetic_results
 
@@ -206,6 +206,27 @@ def test_a_graded_reward_is_shown_wherever_success_is(graded, results):
     assert "turn" not in results_section(results, "x.json") and "graded" not in render_ablation(results)
     some = with_cells({**graded, "cells": []}, [c for c in graded["cells"] if c["row"] == "base"])
     assert "not measured yet" in render_ablation(some) and "a - b, reward" not in results_section(some, "x.json")
+
+
+def test_the_leak_is_the_gain_over_the_base_that_an_honest_split_does_not_give(graded):
+    leaky = {**graded, "cells": [{**c} for c in graded["cells"]]}
+    for cell in leaky["cells"]:
+        if cell["row"] == "SFT":
+            cell["rewards"] = [min(1.0, reward + 0.25) for reward in cell["rewards"]]
+    section = leak_section(graded, leaky)
+    lines = [line for line in section.splitlines() if line.startswith(("| SFT |", "| RCTP |"))]
+    leaks = {(line.split(" | ")[0][2:], line.split(" | ")[1]): line.split(" | ")[4] for line in lines}
+    gained = np.mean(
+        [
+            min(1.0, reward + 0.25) - reward
+            for c in graded["cells"]
+            if (c["row"], c["token"]) == ("SFT", "none")
+            for reward in c["rewards"]
+        ]
+    )
+    assert leaks["SFT", "turn_fraction"] == f"**+{100 * gained:.1f}**" and leaks["SFT", "success"] == "**+0.0**"
+    assert leaks["RCTP", "turn_fraction"] == "**+0.0**"
+    assert leak_section(graded, {**leaky, "cells": []}) == ""
 
 
 def test_a_results_file_survives_writing_and_reading(results, tmp_path):

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap, fisher_exact, ttest_1samp
+from scipy.stats import bootstrap, fisher_exact, ttest_1samp, ttest_ind
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 
 from rcgrpo.experiments import statistics
-from rcgrpo.experiments.statistics import compare, difference, holm, layout_variance, mcnemar, mean_interval
+from rcgrpo.experiments.statistics import compare, difference, holm, layout_variance, mcnemar, mean_interval, unpaired
 
 
 def grid(
@@ -121,6 +121,18 @@ def test_graded_outcomes_are_compared_as_a_paired_t_test_would_where_many_tasks_
     assert found.p < 0.01 and theirs.pvalue < 0.01
     marks = (a > 0.4).astype(np.int8), (b > 0.4).astype(np.int8)
     assert difference(*marks) == (*compare(*marks)[:4], compare(*marks).by_seed)
+
+
+def test_without_pairs_the_interval_is_welchs():
+    rng = np.random.default_rng(4)
+    a, b = rng.beta(2, 3, (1, 200)), rng.beta(2, 4, (1, 200))
+    found, theirs = unpaired(a, b), ttest_ind(a[0], b[0], equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+    assert found.by_seed == [pytest.approx(a.mean() - b.mean())] == [found.diff]
+    same = unpaired(a, a)  # tasks of its own, though equal: no certainty, as equal resamples would give
+    assert same.high - same.low > 0.06 and same.p > 0.9
+    with pytest.raises(ValueError, match="as many seeds"):
+        unpaired(a, np.vstack([b, b]))
 
 
 def test_pairing_sees_what_unpaired_rates_hide():

@@ -146,6 +146,21 @@ def difference(a_ST: np.ndarray, b_ST: np.ndarray) -> Difference:
     return Difference(*_interval(difference_ST, means_R, -1.0), sign_p(means_R), by_seed)
 
 
+def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Difference:
+    """a minus b where each has tasks of its own, so that nothing pairs them but the number of a seed.
+
+    Raises ValueError where the seeds differ in number.
+    """
+    if len(a_ST) != len(b_ST):
+        raise ValueError(f"as many seeds are needed on both sides: {len(a_ST)} and {len(b_ST)}")
+    # equal shapes are resampled by equal weights: one side is shuffled, or the two would move together
+    ours_R, theirs_R = resampled_means(a_ST), np.random.default_rng(RNG_SEED).permutation(resampled_means(b_ST))
+    means_R = ours_R - theirs_R
+    low, high = np.quantile(means_R, (0.025, 0.975))
+    by_seed = [float(d) for d in a_ST.mean(axis=1) - b_ST.mean(axis=1)]
+    return Difference(float(a_ST.mean() - b_ST.mean()), float(low), float(high), sign_p(means_R), by_seed)
+
+
 def compare(a_ST: np.ndarray, b_ST: np.ndarray) -> Comparison:
     """a against b, 0/1 outcomes of the same seeds and tasks. Raises ValueError where the shapes differ."""
     from statsmodels.stats.proportion import proportion_effectsize
