@@ -1,4 +1,4 @@
-"""Draw docs/map.svg from the files in docs/results: ``python docs/draw_map.py``.
+"""Draw docs/map.svg from ToolWorld's files in docs/results: ``python docs/draw_map.py``.
 
 Each point is one stage-1 policy, from which GRPO under one token and RC-GRPO were both run.
 """
@@ -71,6 +71,6 @@ def draw(drawn: dict[str, list[Point]]) -> None:
 
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "map"
-    paths = sorted(FOLDER.glob("*.json"))
+    paths = sorted(FOLDER.glob("toolworld*.json"))
     every = {path.stem: points(read_results(path)) for path in paths}
     draw({name: found for name, found in every.items() if found})

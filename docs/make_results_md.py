@@ -30,7 +30,7 @@ How to read the figures:
   Separation: sampled success under high minus that under low, in points.
 - Budgets are equal among rows that have the stage in question, except where a note says why not.
 
-When do sampled tokens help? Every stage-1 policy from which GRPO and RC-GRPO were both run is a point
+When do sampled tokens help? Every stage-1 policy of ToolWorld from which GRPO and RC-GRPO were both run is a point
 (`python docs/draw_map.py`, from the same files):
 
 ![RC-GRPO minus GRPO, against the separation and the success of the policy both start from](map.svg)

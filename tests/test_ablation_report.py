@@ -203,7 +203,7 @@ def test_a_graded_reward_is_shown_wherever_success_is(graded, results):
     for shown in (console.export_text(), text, page):
         assert f"{100 * mean:.1f}" in shown and re.search("turn.fraction", shown)
     assert all(row.reward is None for row in ablation_rows(results))
-    assert "turn" not in results_section(results, "x.json") and "graded" not in render_ablation(results)
+    assert "turn" not in results_section(results, "x.json") and 'id="reward"' not in render_ablation(results)
     some = with_cells({**graded, "cells": []}, [c for c in graded["cells"] if c["row"] == "base"])
     assert "not measured yet" in render_ablation(some) and "a - b, reward" not in results_section(some, "x.json")
 

@@ -101,7 +101,8 @@ def shown_at_first(results: Mapping[str, Any], trained: Sequence[Trained]) -> se
 
 def forest_reach(comparisons: Sequence[Mapping[str, Any]]) -> int:
     """Half the width of the forest plot's axis, in points: the widest interval, rounded up to a multiple of 10."""
-    ends = [abs(pair[key]) for pair in comparisons for key in ("low", "high") if pair[key] is not None]
+    shown = [*comparisons, *(pair["reward"] for pair in comparisons if "reward" in pair)]
+    ends = [abs(pair[key]) for pair in shown for key in ("low", "high") if pair[key] is not None]
     return min(100, max(10, 10 * -int(-100 * max(ends, default=0.1) // 10)))
 
 
