@@ -214,3 +214,16 @@ def test_a_world_without_near_misses_cannot_pretrain():
         parse_recipe(
             {"name": "p", "custom": {"environment": "x:Y", "tasks": "z"}, "stages": {"first": PRETRAIN}}, "test"
         )
+
+
+def test_the_embedded_model_speaks_the_tool_language_of_tasks_that_it_has_not_seen():
+    policy = load_policy("bfcl-base", name="base", device="cpu")
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "bfcl-ablation.toml")
+    tasks = [recipe.suite.task(f"bfcl_synthetic_base_{number:06d}") for number in range(500_000, 500_008)]
+    greedy = Sampling(temperature=0)
+    episodes = player_for(recipe, policy).policy(policy, [Job(t, group_id=t.id, sampling=greedy) for t in tasks])
+    results = [call.result for e in episodes for step in e.steps for call in step.calls]
+    known = {schema["function"]["name"] for t in tasks for schema in recipe.suite.environment(t).visible()}
+    called = [call.call.name for e in episodes for step in e.steps for call in step.calls]
+    assert len(results) > 16 and sum(name in known for name in called) > 0.9 * len(called)
+    assert any(verdict.valid for e in episodes for verdict in e.verdicts)
