@@ -6,10 +6,11 @@ import asyncio
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from rcgrpo.config import parse_recipe
+from rcgrpo.config import load_recipe, parse_recipe
 from rcgrpo.environments.bfcl import data
 from rcgrpo.environments.bfcl.corrupt import corrupt
 from rcgrpo.environments.bfcl.data import CATEGORIES, SCENARIOS, load_task, merged
@@ -21,10 +22,13 @@ from rcgrpo.environments.bfcl.suite import BfclConfig, BfclSuite
 from rcgrpo.environments.bfcl.synthetic import generator
 from rcgrpo.environments.bfcl.validate import OfficialChecker, judgement, play, render
 from rcgrpo.environments.protocol import PretrainSuite
-from rcgrpo.episodes.types import Task
+from rcgrpo.episodes.types import Sampling, Task
 from rcgrpo.errors import UserError
+from rcgrpo.policy.load import load_policy
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.pretrain import pretrain
+from rcgrpo.stages.rollout import Job
+from rcgrpo.stages.setup import player_for
 
 try:
     location()
@@ -222,8 +226,7 @@ def test_the_embedded_model_speaks_the_tool_language_of_tasks_that_it_has_not_se
     tasks = [recipe.suite.task(f"bfcl_synthetic_base_{number:06d}") for number in range(500_000, 500_008)]
     greedy = Sampling(temperature=0)
     episodes = player_for(recipe, policy).policy(policy, [Job(t, group_id=t.id, sampling=greedy) for t in tasks])
-    results = [call.result for e in episodes for step in e.steps for call in step.calls]
     known = {schema["function"]["name"] for t in tasks for schema in recipe.suite.environment(t).visible()}
     called = [call.call.name for e in episodes for step in e.steps for call in step.calls]
-    assert len(results) > 16 and sum(name in known for name in called) > 0.9 * len(called)
+    assert len(called) > 16 and sum(name in known for name in called) > 0.9 * len(called)
     assert any(verdict.valid for e in episodes for verdict in e.verdicts)
