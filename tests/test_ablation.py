@@ -234,6 +234,14 @@ def test_a_plan_is_committed_before_the_runs_and_holds_from_then_on(capsys, reci
     assert fixing_commit(path, plan["digest"]) == fixed
     assert fixing_commit(path, "another") is None and fixing_commit(recipe, plan["digest"]) is None
 
+    git(repository, "rm", "-q", "pair.json")  # an earlier plan made way for this one
+    git(repository, "commit", "-qm", "gone")
+    write_results(path, {"plan": {**plan, "digest": "later"}, "cells": [], "comparisons": []})
+    git(repository, "add", "pair.json")
+    git(repository, "commit", "-qm", "a new plan")
+    assert fixing_commit(path, "later") == git(repository, "rev-parse", "HEAD")
+    git(repository, "checkout", "-q", "HEAD~2", "pair.json")
+
     for change in ("stages.grpo.beta=0.5", "ablation.seeds=[0,1,2]", "evaluate.limit=2"):
         code, _, err = cli(capsys, "ablate", recipe, *where, "--set", change)
         assert code == 2 and "holds another plan" in err, err

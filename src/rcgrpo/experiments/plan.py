@@ -130,7 +130,8 @@ def fixing_commit(path: Path, digest: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
-        for commit in git("log", "--reverse", "--format=%H", "--", path.name).split():
+        # deletions aside: a plan may take the place of an earlier one
+        for commit in git("log", "--reverse", "--diff-filter=AM", "--format=%H", "--", path.name).split():
             content = json.loads(git("show", f"{commit}:./{path.name}"))
             if content["plan"]["digest"] == digest and not content["cells"]:
                 return commit
