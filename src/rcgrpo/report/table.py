@@ -17,7 +17,7 @@ def percent(share: float | None) -> str:
 
 def signed(difference: float | None) -> str:
     """A difference of shares in percentage points, with its sign; a hyphen where it was not measured."""
-    return "-" if difference is None else f"{100 * difference:+.1f}"
+    return "-" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
 
 
 def span(low: float | None, high: float | None) -> str:
