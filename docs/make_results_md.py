@@ -28,6 +28,10 @@ How to read the figures:
   file. h is Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). McNemar's exact p is of each seed alone.
 - Flat groups: the share of groups sampled at temperature 1 under the row's token in which all outcomes are the same.
   Separation: sampled success under high minus that under low, in points.
+- Where a section names a reward (`turn_fraction`: the share of a task's turns before the first wrong one), "sampled",
+  "flat groups" and "separation" are of that reward; its means and differences stand in tables of their own, with a Holm
+  correction of their own. Success is the primary measure.
+- Where several test tasks come from one scenario, intervals and p resample scenarios instead of tasks.
 - Budgets are equal among rows that have the stage in question, except where a note says why not.
 
 When do sampled tokens help? Every stage-1 policy of ToolWorld from which GRPO and RC-GRPO were both run is a point

@@ -14,7 +14,7 @@ from rcgrpo.config import load_recipe
 from rcgrpo.episodes.store import read_episodes
 from rcgrpo.errors import UserError
 from rcgrpo.experiments.ablate import seed_directory
-from rcgrpo.experiments.cells import thin
+from rcgrpo.experiments.cells import graded_rewards, thin
 from rcgrpo.experiments.plan import fixing_commit, plan_of
 from rcgrpo.experiments.results import merge, open_results, with_cells, write_results
 
@@ -174,6 +174,31 @@ def check_comparison(found: dict) -> None:
     for seed, test in enumerate(pair["mcnemar"]):
         a, b = marks["GRPO", seed, "high"], marks["base", seed, "none"]
         assert test["a_only"] == sum(x > y for x, y in zip(a, b, strict=True))
+
+
+def test_a_reward_other_than_success_is_kept_of_every_episode(capsys, recipe):
+    out = recipe.parent / "out"
+    only = ["--out", out, "--only", "base", "--seeds", "1", "--set", "reward=turn_fraction", "--json"]
+    code, _, err = cli(capsys, "ablate", recipe, *only)
+    assert code == 0, err
+    found = load(out / "results.json")
+    assert found["plan"]["reward"] == "turn_fraction" and found["comparisons"][0]["reward"]["diff"] is None
+    for cell in found["cells"]:
+        played = read_episodes(out / "seed-0" / "evaluations" / f"base-{cell['token']}" / "episodes.jsonl.gz")
+        assert cell["rewards"] == [e.rewards["turn_fraction"] for e in played]
+
+    older = out / "seed-0" / "evaluations" / "base-high" / "result.json"
+    content = load(older)
+    del content["rewards"]
+    older.write_text(json.dumps(content))  # as an earlier version wrote it: to be measured again
+    (out / "results.json").unlink()
+    code, text, err = cli(capsys, "ablate", recipe, *only, "--dry-run")
+    assert code == 0 and json.loads(text)["left"] == ["seed 0: evaluate base, high"], err
+
+    seeded = load_recipe(recipe, ["reward=turn_fraction"])
+    with pytest.raises(UserError, match=r"was 1.5 in an episode of 'a': .* from 0 to 1"):
+        graded_rewards(seeded, {"row": "a", "rewards": [0.5, 1.5]})
+    assert graded_rewards(load_recipe(recipe), {"row": "a", "rewards": [1.5]}) == {}
 
 
 def test_an_ablation_that_is_stopped_keeps_what_is_done_and_goes_on_to_the_same_end(capsys, recipe, monkeypatch):

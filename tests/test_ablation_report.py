@@ -14,6 +14,7 @@ from rcgrpo.report.ablation import arm_views, forest_reach, notes, render_ablati
 from rcgrpo.report.ablation_figures import Trained, band, end_of_training
 from rcgrpo.report.markdown import leak_section, markdown_table, results_section
 from rcgrpo.report.rows import ablation_rows, hours, print_ablation, print_plan, training_seconds
+from rcgrpo.report.table import signed
 from synthetic_ablation import ARMS, synthetic_results
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,10 @@ def test_an_ablation_under_way_is_drawn_as_far_as_it_got(results):
     assert "not measured yet" in render_ablation(some) and "not measured yet" in results_section(some, "x.json")
 
 
+def test_nothing_has_no_sign_of_its_own():
+    assert [signed(x) for x in (-1e-9, -0.0004, -0.0006, 0.125, None)] == ["+0.0", "+0.0", "-0.1", "+12.5", "-"]
+
+
 def test_the_forest_plot_reaches_the_widest_interval():
     assert forest_reach([{"low": -0.31, "high": 0.2}, {"low": None, "high": None}]) == 40
     assert forest_reach([]) == 10 and forest_reach([{"low": -1.0, "high": 0.2}]) == 100
@@ -205,7 +210,28 @@ def test_a_graded_reward_is_shown_wherever_success_is(graded, results):
     assert all(row.reward is None for row in ablation_rows(results))
     assert "turn" not in results_section(results, "x.json") and 'id="reward"' not in render_ablation(results)
     some = with_cells({**graded, "cells": []}, [c for c in graded["cells"] if c["row"] == "base"])
-    assert "not measured yet" in render_ablation(some) and "a - b, reward" not in results_section(some, "x.json")
+    reward = render_ablation(some).partition('id="reward"')[2].partition("</section>")[0]
+    assert "not measured yet" in reward and "a - b, reward" not in results_section(some, "x.json")
+    for width in (80, 110):
+        console = Console(record=True, width=width, file=open("/dev/null", "w"))  # noqa: SIM115
+        print_ablation(graded, console)
+        assert len(re.findall(r"│ SFT \+ GRPO +│ +none │", console.export_text())) == 2
+
+
+def test_scenarios_are_resampled_where_the_plan_names_them(graded, results):
+    plan = {**results["plan"], "scenarios": [str(i // 4) for i in range(120)]}
+    clustered = with_cells({**results, "plan": plan, "cells": []}, results["cells"])
+    for apart, together in zip(results["comparisons"], clustered["comparisons"], strict=True):
+        assert apart["diff"] == pytest.approx(together["diff"]) and apart["low"] != pytest.approx(together["low"])
+        assert apart["by_seed"] == pytest.approx(together["by_seed"]) and apart["mcnemar"] == together["mcnemar"]
+    rows = zip(ablation_rows(results), ablation_rows(clustered), strict=True)
+    assert all(a.success == pytest.approx(b.success) and a.low != pytest.approx(b.low) for a, b in rows)
+    plan = {**graded["plan"], "scenarios": [str(i // 4) for i in range(20)]}
+    rewarded = with_cells({**graded, "plan": plan, "cells": []}, graded["cells"])
+    for apart, together in zip(graded["comparisons"], rewarded["comparisons"], strict=True):
+        assert apart["reward"]["p"] != together["reward"]["p"]
+    assert "20 tasks come from 5 scenarios" in " ".join(notes(rewarded))
+    assert "scenarios" not in " ".join(notes(graded))
 
 
 def test_the_leak_is_the_gain_over_the_base_that_an_honest_split_does_not_give(graded):

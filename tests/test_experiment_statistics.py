@@ -11,7 +11,16 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 
 from rcgrpo.experiments import statistics
-from rcgrpo.experiments.statistics import compare, difference, holm, layout_variance, mcnemar, mean_interval, unpaired
+from rcgrpo.experiments.statistics import (
+    by_scenario,
+    compare,
+    difference,
+    holm,
+    layout_variance,
+    mcnemar,
+    mean_interval,
+    unpaired,
+)
 
 
 def grid(
@@ -119,8 +128,6 @@ def test_graded_outcomes_are_compared_as_a_paired_t_test_would_where_many_tasks_
     assert found.diff == pytest.approx((a - b).mean())
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.005)
     assert found.p < 0.01 and theirs.pvalue < 0.01
-    marks = (a > 0.4).astype(np.int8), (b > 0.4).astype(np.int8)
-    assert difference(*marks) == (*compare(*marks)[:4], compare(*marks).by_seed)
 
 
 def test_without_pairs_the_interval_is_welchs():
@@ -128,11 +135,69 @@ def test_without_pairs_the_interval_is_welchs():
     a, b = rng.beta(2, 3, (1, 200)), rng.beta(2, 4, (1, 200))
     found, theirs = unpaired(a, b), ttest_ind(a[0], b[0], equal_var=False).confidence_interval()
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
-    assert found.by_seed == [pytest.approx(a.mean() - b.mean())] == [found.diff]
+    assert found.diff == pytest.approx(a.mean() - b.mean())
     same = unpaired(a, a)  # tasks of its own, though equal: no certainty, as equal resamples would give
     assert same.high - same.low > 0.06 and same.p > 0.9
-    with pytest.raises(ValueError, match="as many seeds"):
-        unpaired(a, np.vstack([b, b]))
+    assert unpaired(a, np.zeros((3, 50))) == (pytest.approx(a.mean()), None, None, None)
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.4)])
+def test_without_pairs_intervals_cover_the_truth(monkeypatch, seeds, seed_sd):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(12)
+    found = [unpaired(*(grid(seeds, 60, rng, seed_sd=seed_sd) for _ in range(2))) for _ in range(300)]
+    assert 0.92 <= np.mean([pair.low <= 0 <= pair.high for pair in found]) <= 0.99
+
+
+def test_a_scenarios_value_is_the_mean_of_its_tasks_where_all_have_as_many():
+    values = np.random.default_rng(1).random((2, 12))
+    names = [f"s{i // 3}" for i in range(12)]
+    assert by_scenario(values, names) == pytest.approx(values.reshape(2, 4, 3).mean(axis=2))
+    assert by_scenario(values, [f"t{i:02}" for i in range(12)]) == pytest.approx(values)
+    assert by_scenario(values, None) is not None and (by_scenario(values, None) == values).all()
+    with pytest.raises(ValueError, match="11 for 12 tasks"):
+        by_scenario(values, names[:11])
+
+
+def test_scenarios_of_unequal_size_keep_the_mean_and_vary_as_a_ratio_estimate_does():
+    """The linear part of sum(x) / sum(n): its variance by hand, as in a textbook of sampling."""
+    values, names = np.array([[1.0, 1.0, 0.0, 0.0, 1.0, 0.0]]), ["a", "a", "a", "b", "c", "c"]
+    found = by_scenario(values, names)
+    assert found.mean() == pytest.approx(0.5)
+    residuals = np.array([2 - 3 * 0.5, 0 - 1 * 0.5, 1 - 2 * 0.5]) * 3 / 6
+    assert found[0] - 0.5 == pytest.approx(residuals)
+    assert layout_variance(found)[0] == pytest.approx(np.var(residuals, ddof=1) / 3)
+
+
+def covered(scenarios: bool, monkeypatch, runs: int = 300) -> float:
+    """How often the interval of a difference covers 0 where 40 scenarios of 3 tasks each favour one side at random."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(2)
+    names = [str(i // 3) for i in range(120)] if scenarios else None
+    hits = 0
+    for _ in range(runs):
+        favour = np.repeat(rng.normal(0, 0.2, 40), 3)
+        a, b = (np.clip(0.5 + sign * favour + rng.normal(0, 0.1, (1, 120)), 0, 1) for sign in (1, -1))
+        pair = difference(a, b, names)
+        hits += pair.low <= 0 <= pair.high
+    return hits / runs
+
+
+def test_a_few_tasks_that_differ_are_no_evidence_whatever_a_bootstrap_says():
+    """Three tasks solved by one arm alone, in both seeds: the exact sign test has p = 2 / 2 ** 3."""
+    b = np.zeros((2, 120), dtype=np.int8)
+    a = b.copy()
+    a[:, [3, 50, 51]] = 1
+    assert compare(a, b).p == mcnemar(a[0], b[0]).p == 0.25
+    assert compare(a, b, [str(i // 3) for i in range(120)]).p == 0.25
+    assert compare(a, b, [str(i // 2) for i in range(120)]).p == 0.5  # 50 and 51 are of one scenario
+    a[:, :30] = 1
+    assert compare(a, b).p < 0.001
+
+
+def test_tasks_of_one_scenario_are_no_independent_draws(monkeypatch):
+    assert 0.92 <= covered(True, monkeypatch) <= 0.98
+    assert covered(False, monkeypatch) < 0.85  # the negative control
 
 
 def test_pairing_sees_what_unpaired_rates_hide():

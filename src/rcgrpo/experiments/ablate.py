@@ -71,7 +71,8 @@ def ablate(
         write_json(run.path / "provenance.json", {**provenance(seed), "jobs": jobs, "processes": processes})
 
     def keep() -> None:
-        write_results(path, collect(recipe, out, read_results(path)))  # read again: another session may add cells
+        known = read_results(path)  # again: another session may add cells
+        write_results(path, collect(recipe, out, {**known, "plan": {**results["plan"], **known["plan"]}}))
 
     left = work_left(recipe, out, results, seeds, arms, processes, redo)
     work_off(left, jobs=jobs, processes=processes, watch=watch, finished=keep)

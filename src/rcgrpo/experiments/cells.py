@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rcgrpo.config import ArmTable, Recipe, ReinforceTable
+from rcgrpo.errors import UserError
 from rcgrpo.experiments.plan import ablation_of, cell_name, seed_recipe
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.evaluate import finished_row
@@ -47,11 +48,23 @@ def found_cells(recipe: Recipe, run: RunDirectory, seed: int) -> list[dict[str, 
                         **made,
                         "evaluate_seconds": result["seconds"],
                         "outcomes": result["outcomes"],
-                        **({"rewards": result["rewards"]} if recipe.reward != "success" else {}),
+                        **graded_rewards(recipe, result),
                         "curves": curves_of(run, seeded, arm) if headline else None,
                     }
                 )
     return cells
+
+
+def graded_rewards(recipe: Recipe, result: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The reward of every outcome where it is not success. Raises :class:`UserError` where one is not in [0, 1]."""
+    if recipe.reward == "success":
+        return {}
+    if beyond := [reward for reward in result["rewards"] if not 0 <= reward <= 1]:
+        raise UserError(
+            f"reward = {recipe.reward!r} was {beyond[0]} in an episode of {result['row']!r}: an ablation compares "
+            "rewards from 0 to 1, so let the environment scale it"
+        )
+    return {"rewards": result["rewards"]}
 
 
 def sampled_separation(results: Mapping[str, dict[str, Any] | None]) -> float | None:

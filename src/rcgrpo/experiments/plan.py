@@ -51,12 +51,15 @@ def seed_recipe(recipe: Recipe, seed: int) -> Recipe:
 def plan_of(recipe: Recipe) -> dict[str, Any]:
     """The plan as the results file keeps it; ``digest`` covers all of it and every setting of the arms' stages.
 
+    ``scenarios``, that of each outcome, is there where some scenario has several, which are no independent draws then.
     Raises :class:`UserError` where the arms' budgets do not match.
     """
     table, evaluate = ablation_of(recipe), recipe.evaluate
     budgets = check_budgets(recipe, table.arms)
     split = recipe.suite.split()
-    ids = [task.id for task in tasks_of(recipe.suite, split, evaluate.pool, evaluate.limit)]
+    tasks = tasks_of(recipe.suite, split, evaluate.pool, evaluate.limit)
+    ids = [task.id for task in tasks]
+    scenarios = [task.scenario for task in tasks for _ in range(evaluate.seeds)]
     plan: dict[str, Any] = {
         "name": recipe.name,
         "description": recipe.description,
@@ -78,7 +81,8 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.reward != "success":
         plan["reward"] = recipe.reward  # measured and compared beside success
-    return {**plan, "digest": _hash(plan)}
+    clustered = {"scenarios": scenarios} if len(set(scenarios)) < len(scenarios) else {}
+    return {**plan, "digest": _hash(plan), **clustered}  # the tasks' hash covers their scenarios
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:

@@ -64,7 +64,7 @@ def open_results(path: Path, plan: dict[str, Any], command: str) -> Results:
             f"{path} holds another plan than this recipe's (they differ in {', '.join(changed)}): "
             f"set the recipe back, or choose another --results"
         )
-    return results
+    return {**results, "plan": {**plan, **results["plan"]}}
 
 
 def start(path: Path, results: Results) -> None:
@@ -98,7 +98,7 @@ def merge(results: Results, others: Iterable[tuple[Path, Results]]) -> Results:
             raise UserError(f"{path} holds another plan: only cells of one plan can be joined")
         for cell in other["cells"]:
             known = cells.setdefault(key_of(cell), cell)
-            if known["outcomes"] != cell["outcomes"]:
+            if (known["outcomes"], known.get("rewards")) != (cell["outcomes"], cell.get("rewards")):
                 raise UserError(f"{path}: the cell {key_of(cell)} was measured twice, with different outcomes")
     return with_cells(results, cells.values())
 
@@ -135,15 +135,15 @@ def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[di
         entry: dict[str, Any] = {"a": a, "b": b, "diff": None, "low": None, "high": None, "p": None, "p_holm": None}
         entry |= {"seeds": seeds, "effect_h": None, "odds_ratio": None, "by_seed": [], "mcnemar": []}
         if seeds:
-            pair = compare(np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds]))
+            pair = compare(*(np.stack([of[s] for s in seeds]) for of in (ours, theirs)), plan.get("scenarios"))
             entry |= pair._asdict()
             entry["mcnemar"] = [{"seed": s, **test._asdict()} for s, test in zip(seeds, pair.mcnemar, strict=True)]
         if "reward" in plan:
             ours, theirs = rewards(cells, a, token[a]), rewards(cells, b, token[b])
             entry["reward"] = dict.fromkeys(("diff", "low", "high", "p", "by_seed"))
             if seeds:
-                graded = difference(np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds]))
-                entry["reward"] = graded._asdict()
+                sides = (np.stack([of[s] for s in seeds]) for of in (ours, theirs))
+                entry["reward"] = difference(*sides, plan.get("scenarios"))._asdict()
         made.append(entry)
     for family in (made, [entry["reward"] for entry in made if "reward" in entry]):
         for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):

@@ -1,6 +1,10 @@
 """Intervals and tests for outcomes in [0, 1], mostly 0 or 1, over seeds and tasks.
 
-Shape suffixes: S seeds, T tasks, R resamples.
+Shape suffixes: S seeds, T tasks, C scenarios, R resamples.
+
+Tasks of one scenario share their world and much of their gold, so they are no independent draws: where several of
+them are tested, ``scenarios`` names the scenario of each task, and scenarios take the place of tasks in all that
+follows.
 
 Every seed plays the same tasks, so seeds and tasks are crossed and not nested: a task that is hard is hard under all
 seeds. The hierarchical bootstrap therefore resamples seeds, and resamples tasks once for all of them (the pigeonhole
@@ -44,7 +48,7 @@ class McNemar(NamedTuple):
     b_only: int
     """Tasks that b solves and a does not."""
     p: float
-    """Two-sided."""
+    """Two-sided; it takes all tasks for independent."""
 
 
 class Difference(NamedTuple):
@@ -57,6 +61,16 @@ class Difference(NamedTuple):
     by_seed: list[float]
 
 
+class Unpaired(NamedTuple):
+    """The mean of a minus that of b, each on tasks of its own; fields as in :class:`Comparison`."""
+
+    diff: float
+    low: float | None
+    high: float | None
+    p: float | None
+    """These are None where the outcomes of a side are all equal: a bootstrap cannot say how far they could be off."""
+
+
 class Comparison(NamedTuple):
     """a against b on the same tasks and seeds, outcomes 0 or 1."""
 
@@ -66,7 +80,8 @@ class Comparison(NamedTuple):
     high: float
     """95% percentile interval of the paired hierarchical bootstrap; an exact bound where all pairs agree."""
     p: float
-    """Two-sided, of the same bootstrap: twice the smaller share of resamples on one side of 0."""
+    """Two-sided, of the same bootstrap: twice the smaller share of resamples on one side of 0. At least 2^(1 - k) where
+    only k tasks or scenarios differ: flipping their signs gives no less, and a bootstrap of so few is no evidence."""
     effect_h: float
     """Cohen's h: the difference of arcsine-transformed rates (0.2 small, 0.5 medium, 0.8 large)."""
     odds_ratio: float | None
@@ -100,13 +115,19 @@ def layout_variance(values_ST: np.ndarray) -> tuple[float, float]:
 
 def resampled_means(values_ST: np.ndarray) -> np.ndarray:
     """Means of the hierarchical bootstrap's resamples, stretched as the module says, float64 [R]."""
+    means_R = _plain_means(values_ST)
+    return _stretched(means_R, float(values_ST.mean()), *layout_variance(values_ST))
+
+
+def _plain_means(values_ST: np.ndarray) -> np.ndarray:
     weights_RS, weights_RT = _weights(*values_ST.shape, RESAMPLES)
-    means_R = ((weights_RS @ values_ST) * weights_RT).sum(axis=1)
-    variance, df = layout_variance(values_ST)
+    return ((weights_RS @ values_ST) * weights_RT).sum(axis=1)
+
+
+def _stretched(means_R: np.ndarray, mean: float, variance: float, df: float) -> np.ndarray:
     if not variance:
         return means_R
-    stretch = np.sqrt(variance) / means_R.std() * t.ppf(0.975, df) / norm.ppf(0.975)
-    return values_ST.mean() + stretch * (means_R - values_ST.mean())
+    return mean + np.sqrt(variance) / means_R.std() * t.ppf(0.975, df) / norm.ppf(0.975) * (means_R - mean)
 
 
 @lru_cache(maxsize=4)
@@ -118,16 +139,34 @@ def _weights(seeds: int, tasks: int, resamples: int) -> tuple[np.ndarray, np.nda
     return weights_RS, weights_RT
 
 
-def mean_interval(outcomes_ST: np.ndarray) -> Interval:
+def by_scenario(values_ST: np.ndarray, scenarios: Sequence[str] | None) -> np.ndarray:
+    """One value per scenario instead of one per task, float64 [S, C], each seed's mean unchanged.
+
+    A scenario with ``n`` of the T tasks and a sum ``x`` of their values counts ``m + (x - m n) C / T``, ``m`` being the
+    seed's mean: a ratio estimate's linear part, as for samples of clusters of unequal size. Of equal ones it is
+    their mean.
+    """
+    if scenarios is None:
+        return np.asarray(values_ST, dtype=float)
+    names, which_T = np.unique(scenarios, return_inverse=True)
+    if len(which_T) != values_ST.shape[1]:
+        raise ValueError(f"a scenario for each task is needed: {len(which_T)} for {values_ST.shape[1]} tasks")
+    member_TC = which_T[:, None] == np.arange(len(names))
+    mean_S1 = values_ST.mean(axis=1, keepdims=True)
+    return mean_S1 + (values_ST - mean_S1) @ member_TC * (len(names) / len(which_T))
+
+
+def mean_interval(outcomes_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Interval:
     """The mean of outcomes in [0, 1] (of 0 and 1: the share of 1) and its 95% interval."""
-    return _interval(outcomes_ST, resampled_means(outcomes_ST), 0.0)
+    values_SC = by_scenario(outcomes_ST, scenarios)
+    return _interval(values_SC, resampled_means(values_SC), 0.0)
 
 
 def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float) -> Interval:
     """Where all values are equal a bootstrap has no spread and would claim certainty. What none of T tasks showed may
     still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks)."""
     value = float(values_ST.mean())
-    if values_ST.min() == values_ST.max():
+    if np.allclose(values_ST, value, rtol=0, atol=1e-12):
         unseen = binomtest(0, values_ST.shape[1]).proportion_ci(0.95, method="exact").high
         bounds = np.array((value - unseen, value + unseen))
     else:
@@ -136,36 +175,38 @@ def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float) -> Inter
     return Interval(value, float(low), float(high))
 
 
-def difference(a_ST: np.ndarray, b_ST: np.ndarray) -> Difference:
+def difference(a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Difference:
     """a minus b, outcomes in [0, 1] of the same seeds and tasks. Raises ValueError where the shapes differ."""
     if a_ST.shape != b_ST.shape:
         raise ValueError(f"pairs need the same seeds and tasks: {a_ST.shape} and {b_ST.shape}")
     difference_ST = a_ST.astype(float) - b_ST
-    means_R = resampled_means(difference_ST)
-    by_seed = [float(d) for d in difference_ST.mean(axis=1)]
-    return Difference(*_interval(difference_ST, means_R, -1.0), sign_p(means_R), by_seed)
+    difference_SC = by_scenario(difference_ST, scenarios)
+    means_R = resampled_means(difference_SC)
+    which_T = np.arange(difference_ST.shape[1]) if scenarios is None else np.unique(scenarios, return_inverse=True)[1]
+    differing = int((np.abs(np.bincount(which_T, difference_ST.sum(axis=0))) > 1e-9).sum())
+    p = max(sign_p(means_R), min(1.0, 2.0 ** (1 - differing)))
+    return Difference(*_interval(difference_SC, means_R, -1.0), p, [float(d) for d in difference_SC.mean(axis=1)])
 
 
-def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Difference:
-    """a minus b where each has tasks of its own, so that nothing pairs them but the number of a seed.
-
-    Raises ValueError where the seeds differ in number.
-    """
-    if len(a_ST) != len(b_ST):
-        raise ValueError(f"as many seeds are needed on both sides: {len(a_ST)} and {len(b_ST)}")
+def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Unpaired:
+    """a minus b where each has tasks of its own (or scenarios, see :func:`by_scenario`): nothing pairs them."""
+    diff = float(a_ST.mean() - b_ST.mean())
+    (var_a, df_a), (var_b, df_b) = layout_variance(a_ST), layout_variance(b_ST)
+    if not (var_a and var_b):
+        return Unpaired(diff, None, None, None)
     # equal shapes are resampled by equal weights: one side is shuffled, or the two would move together
-    ours_R, theirs_R = resampled_means(a_ST), np.random.default_rng(RNG_SEED).permutation(resampled_means(b_ST))
-    means_R = ours_R - theirs_R
+    means_R = _plain_means(a_ST) - np.random.default_rng(RNG_SEED).permutation(_plain_means(b_ST))
+    df = (var_a + var_b) ** 2 / (var_a**2 / df_a + var_b**2 / df_b)  # Welch
+    means_R = _stretched(means_R, diff, var_a + var_b, df)
     low, high = np.quantile(means_R, (0.025, 0.975))
-    by_seed = [float(d) for d in a_ST.mean(axis=1) - b_ST.mean(axis=1)]
-    return Difference(float(a_ST.mean() - b_ST.mean()), float(low), float(high), sign_p(means_R), by_seed)
+    return Unpaired(diff, float(low), float(high), sign_p(means_R))
 
 
-def compare(a_ST: np.ndarray, b_ST: np.ndarray) -> Comparison:
+def compare(a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Comparison:
     """a against b, 0/1 outcomes of the same seeds and tasks. Raises ValueError where the shapes differ."""
     from statsmodels.stats.proportion import proportion_effectsize
 
-    found = difference(a_ST, b_ST)
+    found = difference(a_ST, b_ST, scenarios)
     tests = [mcnemar(a_T, b_T) for a_T, b_T in zip(a_ST, b_ST, strict=True)]
     a_only, b_only = sum(x.a_only for x in tests), sum(x.b_only for x in tests)
     return Comparison(

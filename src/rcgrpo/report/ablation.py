@@ -15,7 +15,7 @@ from rcgrpo.report.ablation_figures import Trained, curve_panels, success_panels
 from rcgrpo.report.data import COLOURS
 from rcgrpo.report.figures import DASHES
 from rcgrpo.report.rows import AblationRow, ablation_rows, hours, p_value, training_seconds
-from rcgrpo.report.table import percent, signed
+from rcgrpo.report.table import percent, signed, span
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,22 @@ def summary(results: Mapping[str, Any]) -> str:
         f"{len(plan['arms'])} arms, {len(plan['seeds'])} seeds, {plan['tasks']['n']} tasks of pool "
         f"{plan['tasks']['pool']!r}; {len(results['cells'])} of {planned} cells measured."
     ]
-    tested = [pair for pair in results["comparisons"] if pair["p_holm"] is not None]
-    if tested:
-        clear = [pair for pair in tested if pair["p_holm"] < 0.05]
-        parts.append(
-            f"Of {len(plan['comparisons'])} planned comparisons {len(clear)} hold after Holm's correction (5%)."
-        )
-        parts += [
-            f"{pair['a']} against {pair['b']}: {signed(pair['diff'])} points "
-            f"({signed(pair['low'])} to {signed(pair['high'])})."
-            for pair in clear
-        ]
+    pairs = results["comparisons"]
+    parts += _held("success", [(pair, pair) for pair in pairs])
+    if "reward" in plan:
+        parts += _held(f"the reward {plan['reward']}", [(pair, pair["reward"]) for pair in pairs])
     return " ".join(parts)
+
+
+def _held(what: str, tested: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
+    """Which planned pairs, each with its test, hold."""
+    if all(test["p_holm"] is None for _, test in tested):
+        return []
+    clear = [(pair, test) for pair, test in tested if test["p_holm"] is not None and test["p_holm"] < 0.05]
+    return [f"Of {len(tested)} planned comparisons of {what} {len(clear)} hold after Holm's correction (5%)."] + [
+        f"{pair['a']} against {pair['b']}: {signed(test['diff'])} points ({span(test['low'], test['high'])})."
+        for pair, test in clear
+    ]
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -140,8 +144,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     short = [row.row for row in ablation_rows(results) if row.headline and 0 < len(row.seeds) < len(seeds)]
     if short:
         found.append(f"Fewer seeds than the others: {', '.join(short)}.")
-    if len(seeds) == 1:
+    base = {arm["row"] for arm in plan["arms"] if arm["policy"] == "base"}
+    if max((len(row.seeds) for row in ablation_rows(results) if row.row not in base), default=len(seeds)) == 1:
         found.append("One seed only: the intervals speak of other tasks, not of other seeds.")
+    if scenarios := plan.get("scenarios"):
+        found.append(
+            f"The {len(scenarios)} tasks come from {len(set(scenarios))} scenarios: intervals and p resample "
+            "scenarios, except McNemar's, which takes the tasks for independent."
+        )
     found += [f"{arm['row']} has another budget: {arm['unmatched']}" for arm in plan["arms"] if arm["unmatched"]]
     return found
 

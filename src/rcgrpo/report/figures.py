@@ -53,7 +53,7 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "all_one_share": ("Flat groups, all solved", "share of groups where every reward is 1"),
     "success_high": ("Success under high", "rollouts conditioned on <|high_reward|>"),
     "success_low": ("Success under low", "rollouts conditioned on <|low_reward|>"),
-    "separation": ("Separation", "success under high minus success under low"),
+    "separation": ("Separation", "mean reward under high minus that under low"),
     "between_variance": ("Variance between tokens", "part of a group's reward variance that the token explains"),
     "within_variance": ("Variance within tokens", "part that is left among rollouts of one token"),
     "entropy": ("Entropy", "nats per generated token"),

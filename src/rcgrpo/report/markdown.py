@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rcgrpo.experiments.results import outcomes, rewards
-from rcgrpo.experiments.statistics import unpaired
+from rcgrpo.experiments.statistics import by_scenario, unpaired
 from rcgrpo.report.ablation import count, notes, summary
 from rcgrpo.report.rows import ablation_rows, hours, p_value, training_seconds
 from rcgrpo.report.table import percent, signed, span
@@ -56,8 +56,9 @@ def _table(results: Mapping[str, Any]) -> str:
                 ]
             )  # fmt: skip
     headings = ["row", "token", "success", "95% interval", "seeds", "by seed", *(f"under {t}" for t in tokens)]
+    sampled = f"sampled `{results['plan']['reward']}`" if "reward" in results["plan"] else "sampled"
     return markdown_table(
-        [*headings, "sampled", "flat groups", "separation", "rollouts", "tokens generated", "time"], lines, texts=2
+        [*headings, sampled, "flat groups", "separation", "rollouts", "tokens generated", "time"], lines, texts=2
     )
 
 
@@ -108,34 +109,42 @@ def leak_section(honest: Mapping[str, Any], leaky: Mapping[str, Any]) -> str:
     """What training on the test's own scenarios is worth: each row's gain over the base, on a leaky split and without.
 
     The splits test other tasks, so a row is compared with the base on the same tasks first, and the two gains then.
-    Empty where the two have no seed in common.
+    Empty where a plan has no base, or the two have no seed in common.
     """
-    rows = [arm for arm in honest["plan"]["arms"] if arm["policy"] != "base"]
-    base = next(arm for arm in honest["plan"]["arms"] if arm["policy"] == "base")
+    plans = [of["plan"] for of in (honest, leaky)]
+    bases = [next((arm for arm in plan["arms"] if arm["policy"] == "base"), None) for plan in plans]
+    graded = plans[0].get("reward") if plans[0].get("reward") == plans[1].get("reward") else None
     lines = []
-    for what, read in (("success", outcomes), (honest["plan"].get("reward"), rewards)):
-        for arm in rows if what else []:
+    for what, read in (("success", outcomes), (graded, rewards)):
+        for arm in plans[0]["arms"] if what and all(bases) else []:
             sides = [
                 (read(of["cells"], arm["row"], arm["token"]), read(of["cells"], base["row"], base["token"]))
-                for of in (honest, leaky)
+                for of, base in zip((honest, leaky), bases, strict=True)
+                if base
             ]
             seeds = sorted(set.intersection(*(set(found) for side in sides for found in side)))
-            if not seeds:
+            if not seeds or arm["policy"] == "base":
                 continue
-            gains = [np.stack([ours[s].astype(float) - theirs[s] for s in seeds]) for ours, theirs in sides]
+            gains = [
+                by_scenario(np.stack([ours[s].astype(float) - theirs[s] for s in seeds]), plan.get("scenarios"))
+                for (ours, theirs), plan in zip(sides, plans, strict=True)
+            ]
             effect = unpaired(gains[1], gains[0])
-            means = [signed(float(gain_ST.mean())) for gain_ST in gains]
-            difference = [f"**{signed(effect.diff)}**", span(effect.low, effect.high), p_value(effect.p)]
-            lines.append([arm["row"], str(what), *means, *difference, str(len(seeds))])
+            means = [signed(float(gain_SC.mean())) for gain_SC in gains]
+            interval = "-" if effect.low is None else span(effect.low, effect.high)
+            figures = [f"**{signed(effect.diff)}**", interval, p_value(effect.p)]
+            lines.append([arm["row"], str(what), *means, *figures, str(len(seeds))])
     if not lines:
         return ""
+    shared = set(plans[0].get("scenarios", ())) & set(plans[1].get("scenarios", ()))
     headings = ["row", "measure", "over base, honest", "over base, leaky", "leak", "95% interval", "p", "seeds"]
     return "\n\n".join(
         [
             "## The leak",
-            f"The gain of each row over the base, in points, on the split without leak (`{honest['plan']['name']}`) "
-            f"and on the leaky one (`{leaky['plan']['name']}`), and how much larger it is there. Each gain is paired "
-            "by task and seed; the two splits have tasks of their own and are not. p is not corrected.",
+            f"The gain of each row over the base, in points, on the split without leak (`{plans[0]['name']}`) and on "
+            f"the leaky one (`{plans[1]['name']}`), and how much larger it is there. A gain is paired by task and "
+            f"seed; the two gains are taken for independent, although {len(shared)} scenarios are tested by both. p is "
+            "not corrected; there is no interval where a gain is the same in all scenarios.",
             markdown_table(headings, lines, texts=2),
         ]
     )

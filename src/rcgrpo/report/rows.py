@@ -55,7 +55,8 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
             if not cells:
                 continue
             by_seed = outcomes(cells, arm["row"], token)
-            over = mean_interval(np.stack(list(by_seed.values())))
+            scenarios = results["plan"].get("scenarios")
+            over = mean_interval(np.stack(list(by_seed.values())), scenarios)
             graded = rewards(cells, arm["row"], token) if "reward" in results["plan"] else {}
             rows.append(
                 AblationRow(
@@ -68,7 +69,7 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
                     over.value,
                     over.low,
                     over.high,
-                    mean_interval(np.stack(list(graded.values()))) if graded else None,
+                    mean_interval(np.stack(list(graded.values())), scenarios) if graded else None,
                     {key: mean_known(cell[key] for cell in cells) for key in AVERAGED},
                 )
             )
@@ -115,33 +116,38 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
 
 def print_ablation(results: Mapping[str, Any], console: Console) -> None:
     """Print the headline rows and the comparisons of an ablation."""
-    wide = console.width >= 110
     graded = results["plan"].get("reward")
-    table = Table(caption="percent; 95% intervals over seeds and tasks", caption_justify="left")
-    table.add_column("row", overflow="fold")
+    wide = console.width >= 110
     extra = ("sampled", "flat groups", "separation") if wide else ()
-    for heading in ("token", "success", "95% interval", *([graded, "95% interval"] if graded else []), "seeds", *extra):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in ablation_rows(results):
-        if row.headline:
-            more = [percent(row.figures[k]) for k in ("success_sampled", "zero_variance_share")]
-            more = [*more, signed(row.figures["separation"])] if wide else []
-            cells = [percent(row.success), f"{percent(row.low)} - {percent(row.high)}"]
-            if row.reward:
-                cells += [percent(row.reward.value), f"{percent(row.reward.low)} - {percent(row.reward.high)}"]
-            table.add_row(escape(row.row), row.token, *cells, str(len(row.seeds)), *more)
+    rows = [row for row in ablation_rows(results) if row.headline]
+    table = _table("percent; 95% intervals", ["row"], ["token", "success", "95% interval", "seeds", *extra])
+    for row in rows:
+        more = [percent(row.figures[k]) for k in ("success_sampled", "zero_variance_share")]
+        more = [*more, signed(row.figures["separation"])] if wide else []
+        interval = f"{percent(row.low)} - {percent(row.high)}"
+        table.add_row(escape(row.row), row.token, percent(row.success), interval, str(len(row.seeds)), *more)
     console.print(table)
-    if not results["comparisons"]:
-        return
-    for measure in ("success", *([graded] if graded else [])):
+    if graded:
+        table = _table("the same episodes, percent", ["row"], ["token", graded, "95% interval", "seeds"])
+        for row in rows:
+            if row.reward:
+                interval = f"{percent(row.reward.low)} - {percent(row.reward.high)}"
+                table.add_row(escape(row.row), row.token, percent(row.reward.value), interval, str(len(row.seeds)))
+        console.print(table)
+    for measure in ("success", *([graded] if graded else [])) if results["comparisons"] else ():
         caption = f"{measure}, points; p after Holm's correction over the planned comparisons"
-        table = Table(caption=caption, caption_justify="left")
-        for heading in ("a", "b"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("a - b", "95% interval", "p", "p (Holm)", "seeds"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = _table(caption, ["a", "b"], ["a - b", "95% interval", "p", "p (Holm)", "seeds"])
         for pair in results["comparisons"]:
             of = pair if measure == "success" else pair["reward"]
             found = [signed(of["diff"]), span(of["low"], of["high"]), p_value(of["p"]), p_value(of["p_holm"])]
             table.add_row(escape(pair["a"]), escape(pair["b"]), *found, str(len(pair["seeds"])))
         console.print(table)
+
+
+def _table(caption: str, texts: Iterable[str], figures: Iterable[str]) -> Table:
+    table = Table(caption=caption, caption_justify="left")
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

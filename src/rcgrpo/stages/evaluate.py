@@ -136,6 +136,8 @@ def finished_row(run: RunDirectory, recipe: Recipe, row: RowTable) -> dict[str, 
     if not path.is_file():
         return None
     result = read_json(path)
+    if recipe.reward != "success" and "rewards" not in result:
+        return None  # measured before rewards were kept
     return result if result.pop("digest", None) == row_digest(recipe, row) else None
 
 

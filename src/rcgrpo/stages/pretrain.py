@@ -33,6 +33,10 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     table = recipe.stages[name]
     suite = recipe.suite
     assert isinstance(table, PretrainTable) and isinstance(suite, PretrainSuite)  # validated
+    # what torch.distributed's launcher says; all processes play all demonstrations
+    world, leads = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+    if table.batch < world:
+        raise UserError(f"stages.{name}.batch = {table.batch} is less than the {world} processes: raise it")
     directory = run.stage(name)
     tasks = tasks_of(recipe.suite, run.split(), table.pool, table.limit)
     whole = {task.id: task for task in tasks}
@@ -55,7 +59,6 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
         share = rng.choice((0.0, 1.0)) if task.id in rated else table.corrupt
         streams.append(demonstration(suite, whole[task.id], len(task.turns), share, rng))
     played = 0
-    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torch.distributed launched; all play all
 
     def progress() -> None:
         nonlocal played
@@ -70,8 +73,6 @@ def pretrain(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     held_out = max(1, len(episodes) // 100)
     train, validation = episodes[held_out:], episodes[:held_out]
     trainer = Trainer(policy, Scorer(policy.model), table.optimiser, table.steps, directory)
-    if table.batch < trainer.world:
-        raise UserError(f"stages.{name}.batch = {table.batch} is less than the {trainer.world} processes: raise it")
     with trainer.interruptible():
         for step in range(trainer.resume(), table.steps):
             batch = draw(train, table.batch, step, recipe.seed)
