@@ -21,6 +21,7 @@ from rcgrpo.stages.collect import collect
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.evaluate import evaluation_jobs, replay, summarise
 from rcgrpo.stages.finetune import finetune
+from rcgrpo.stages.pretrain import pretrain
 from rcgrpo.stages.reinforce import reinforce
 from rcgrpo.stages.rollout import Job, ModelFailure
 from rcgrpo.stages.run import run_stage
@@ -553,6 +554,20 @@ def test_two_processes_pretrain_like_one(tmp_path):
     assert [m["loss"] for m in a.metrics()] == pytest.approx([m["loss"] for m in b.metrics()], rel=1e-5)
     assert close(weights(a.checkpoint), weights(b.checkpoint))
     assert a.record["result"] == pytest.approx(b.record["result"], rel=1e-5)
+
+
+def test_a_pretraining_batch_smaller_than_the_processes_is_refused_before_anything_is_played(tmp_path, monkeypatch):
+    content = {
+        "name": "p",
+        "toolworld": {"pretrain": 4},
+        "stages": {
+            "first": {"kind": "pretrain", "shape": {}, "batch": 2, "steps": 1, "optimiser": {"lr": 1e-3}},
+        },
+    }
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("rcgrpo.stages.pretrain.train_tokenizer", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(UserError, match=r"stages.first.batch = 2 is less than the 3 processes"):
+        pretrain(prepared(tmp_path, parse_recipe(content, "test")), parse_recipe(content, "test"), "first")
 
 
 def test_two_processes_reinforce_like_one(lights, tmp_path):
