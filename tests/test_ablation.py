@@ -139,6 +139,7 @@ def check_cells(found: dict, out: Path) -> None:
         folder = out / f"seed-{cell['seed']}" / "evaluations" / f"{cell['row'].lower()}-{cell['token']}"
         result = load(folder / "result.json")
         played = list(read_episodes(folder / "episodes.jsonl.gz"))
+        assert {e.sampling.temperature for e in played} == {0.0}  # the probe's are not among them
         assert {e.reward_token for e in played} == {None if cell["token"] == "none" else cell["token"]}
         assert cell["outcomes"] == "".join(str(int(e.success)) for e in played)
         assert cell["success"] == result["success"] == cell["outcomes"].count("1") / cell["n"] and cell["n"] == 4
@@ -247,6 +248,8 @@ def test_a_plan_is_committed_before_the_runs_and_holds_from_then_on(capsys, reci
     code, text, err = cli(capsys, "ablate", recipe, *where, "--plan-only", "--json")
     assert code == 0 and not out.exists(), err
     plan = load(path)["plan"]
+    tested = load_recipe(recipe).suite.split().pools["test"]
+    assert plan["scenarios"] == [task_id.split("-")[0] for task_id in tested] and len(set(plan["scenarios"])) == 2
     assert load(path)["cells"] == [] and plan["digest"] == json.loads(text)["digest"]
     assert plan["seeds"] == [0, 1] and plan["comparisons"] == [["GRPO", "base"]] and plan["tasks"]["n"] == 4
     git(repository, "add", "pair.json")

@@ -253,6 +253,12 @@ def test_the_leak_is_the_gain_over_the_base_that_an_honest_split_does_not_give(g
     assert leaks["SFT", "turn_fraction"] == f"**+{100 * gained:.1f}**" and leaks["SFT", "success"] == "**+0.0**"
     assert leaks["RCTP", "turn_fraction"] == "**+0.0**"
     assert leak_section(graded, {**leaky, "cells": []}) == ""
+    names = [str(i // 4) for i in range(20)]
+    clustered = [{**of, "plan": {**of["plan"], "scenarios": names}} for of in (graded, leaky)]
+    again = [line.split(" | ") for line in leak_section(*clustered).splitlines() if line.startswith("| SFT | turn")]
+    [before] = [line.split(" | ") for line in lines if line.startswith("| SFT | turn")]
+    assert again[0][4] == before[4] and again[0][5] != before[5]  # the same leak, another interval
+    assert "5 scenarios are tested by both" in leak_section(*clustered)
 
 
 def test_a_results_file_survives_writing_and_reading(results, tmp_path):
