@@ -144,6 +144,7 @@ def check_cells(found: dict, out: Path) -> None:
         assert cell["outcomes"] == "".join(str(int(e.success)) for e in played)
         assert cell["success"] == result["success"] == cell["outcomes"].count("1") / cell["n"] and cell["n"] == 4
         assert cell["zero_variance_share"] == result["probe"]["zero_variance_share"]
+        assert sum(cell["probe_means"]) / len(cell["probe_means"]) == pytest.approx(cell["success_sampled"])
     trained = {(c["seed"], c["token"]): c for c in found["cells"] if c["row"] == "GRPO"}
     for (seed, token), cell in trained.items():
         assert (

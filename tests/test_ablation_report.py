@@ -141,6 +141,8 @@ def test_what_a_reader_must_know_is_said(results):
     loose["cells"] = [c for c in loose["cells"] if c["seed"] == 0]
     found = " ".join(notes(loose))
     assert "not committed before" in found and "Not measured yet: seed 1" in found and "One seed only" in found
+    planned = {"plan": {**loose["plan"], "started": None}, "cells": [], "comparisons": []}
+    assert "not committed before" not in " ".join(notes(planned))
 
 
 def test_an_ablation_under_way_is_drawn_as_far_as_it_got(results):

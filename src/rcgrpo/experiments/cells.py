@@ -49,6 +49,7 @@ def found_cells(recipe: Recipe, run: RunDirectory, seed: int) -> list[dict[str, 
                         "evaluate_seconds": result["seconds"],
                         "outcomes": result["outcomes"],
                         **graded_rewards(recipe, result),
+                        "probe_means": result.get("probe_means", []),
                         "curves": curves_of(run, seeded, arm) if headline else None,
                     }
                 )

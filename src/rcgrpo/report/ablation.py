@@ -136,7 +136,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the figures."""
     plan = results["plan"]
     found = []
-    if plan["commit"] is None:
+    if plan["started"] and plan["commit"] is None:
         found.append("The plan was not committed before the runs started: read these figures as exploration.")
     seeds = {seed for row in ablation_rows(results) for seed in row.seeds}
     if missing := [str(seed) for seed in plan["seeds"] if seed not in seeds]:

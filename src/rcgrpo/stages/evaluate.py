@@ -79,11 +79,19 @@ def probed(episodes: Sequence[Episode]) -> dict[str, float | None]:
     return group_diagnostics(rewards, [e.group_id for e in episodes], [e.reward_token for e in episodes])
 
 
+def group_means(episodes: Sequence[Episode]) -> list[float]:
+    """Mean reward of each probed group, in the order of the tasks."""
+    groups: dict[str, list[float]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.group_id, []).append(episode.reward)
+    return [round(sum(rewards) / len(rewards), 4) for rewards in groups.values()]
+
+
 def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progress = lambda: None) -> dict[str, Any]:
     """Measure one row, save its episodes and result, return the result.
 
     ``outcomes`` has a 0 or 1 per episode, in the order of the tasks (and of the seeds of each); ``rewards`` has the
-    recipe's reward term of each.
+    recipe's reward term of each; ``probe_means`` has the mean reward of each probed group.
     """
     started = time.monotonic()
     table = recipe.evaluate
@@ -94,7 +102,8 @@ def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progres
     jobs = evaluation_jobs(tasks, table, row.token, recipe.seed)
     probes = probe_jobs(tasks[: table.probe_tasks], row.probe, table.probe_group, recipe.seed)
     played = player.policy(policy, [*jobs, *probes], done)  # side by side: neither waits for the other's last ones
-    episodes, probe = played[: len(jobs)], probed(played[len(jobs) :]) if probes else {}
+    episodes, groups = played[: len(jobs)], played[len(jobs) :]
+    probe = probed(groups) if groups else {}
     result = {
         "row": row.row,
         "policy": row.policy,
@@ -104,6 +113,7 @@ def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progres
         "zero_variance_share": probe.get("zero_variance_share"),
         "separation": probe.get("separation"),
         "probe": probe,
+        "probe_means": group_means(groups),
         "outcomes": "".join("1" if e.success else "0" for e in episodes),
         "rewards": [round(e.reward, 4) for e in episodes],
         "split_sha256": split.sha256,
