@@ -33,7 +33,7 @@ def synthetic_results(seeds: int = 5, tasks: int = 120, *, commit: str | None = 
         "description": "Arms that never ran",
         "tasks": {
             "pool": "test", "n": tasks, "ids_sha256": "1" * 64, "split": "seed 0", "split_sha256": "2" * 64,
-            "temperature": 0.0, "probe_tasks": 32, "probe_group": 8,
+            "temperature": 0.0, "probe_tasks": min(32, tasks), "probe_group": 8,
         },
         "seeds": list(range(seeds)),
         "tokens": ["none", "high", "low"],
@@ -76,6 +76,7 @@ def cell(arm: tuple, seed: int, token: str, tasks: int) -> dict[str, Any]:
         "tokens": 1_450_000 if trained else 0, "stage1_tokens": 0 if row == "base" else 512_000,
         "seconds": sum(stages.values()), "stages": stages, "commit": "89abcdef0123",
         "evaluate_seconds": 21.0, "outcomes": outcomes,
+        "probe_means": [sum(rng.random() < rate - 0.05 for _ in range(8)) / 8 for _ in range(min(32, tasks))],
         "curves": curves(arm, seed) if trained and token == own else None,
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from rcgrpo.experiments.results import read_results, with_cells, write_results
 from rcgrpo.report.ablation import arm_views, forest_reach, notes, render_ablation, shown_at_first, trained_arms
 from rcgrpo.report.ablation_figures import Trained, band, end_of_training
 from rcgrpo.report.markdown import leak_section, markdown_table, results_section
-from rcgrpo.report.rows import ablation_rows, hours, print_ablation, print_plan, training_seconds
+from rcgrpo.report.rows import ablation_rows, hours, print_ablation, print_plan, token_effects, training_seconds
 from rcgrpo.report.table import signed
 from synthetic_ablation import ARMS, synthetic_results
 
@@ -137,6 +137,8 @@ def test_rows_average_what_is_known_and_time_counts_shared_stages_once(results):
 
 def test_what_a_reader_must_know_is_said(results):
     assert notes(results) == ["DAPO has another budget: it resamples flat groups, at most twice."]
+    fewer = with_cells(results, [{**c, "gradient_steps": 46} for c in results["cells"] if c["row"] == "DAPO"])
+    assert "DAPO: replaced groups used up its rollouts after 46 of 100 gradient steps." in notes(fewer)
     loose = synthetic_results(2, 20, commit=None)
     loose["cells"] = [c for c in loose["cells"] if c["seed"] == 0]
     found = " ".join(notes(loose))
@@ -168,7 +170,7 @@ def test_the_markdown_has_the_pages_figures(results):
     success = np.mean([c["success"] for c in results["cells"] if (c["row"], c["token"]) == ("SFT + GRPO", "none")])
     assert len(table) == 1 and f"**{100 * success:.1f}**" in table[0]
     assert "rcgrpo ablate recipes/synthetic.toml --results docs/results/synthetic.json" in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}) == 2
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}) == 4  # table, pairs, tokens, pairs by separation
     assert markdown_table(["a", "b"], [["x|y", "1"]], texts=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
 
 
@@ -261,6 +263,59 @@ def test_the_leak_is_the_gain_over_the_base_that_an_honest_split_does_not_give(g
     [before] = [line.split(" | ") for line in lines if line.startswith("| SFT | turn")]
     assert again[0][4] == before[4] and again[0][5] != before[5]  # the same leak, another interval
     assert "5 scenarios are tested by both" in leak_section(*clustered)
+
+
+def hand_made(rows: dict, **plan) -> dict:
+    """Results of 4 tasks, 2 of them probed: (row, token, seed) to outcomes and the probed tasks' means."""
+    arms = [{"row": r, "policy": r, "token": "high", "unmatched": None} for r in dict.fromkeys(key[0] for key in rows)]
+    seeds = sorted({key[2] for key in rows})
+    tasks = {"n": 4, "probe_tasks": 2}
+    cells = [
+        {"row": row, "token": token, "seed": seed, "outcomes": marks, "probe_means": means}
+        for (row, token, seed), (marks, means) in rows.items()
+    ]
+    pairs = [["x", "y"]] if len(arms) > 1 else []
+    empty = {"plan": {"tasks": tasks, "seeds": seeds, "tokens": ["high", "low"], "arms": arms, "comparisons": pairs}}
+    return with_cells({"plan": {**empty["plan"], **plan}, "cells": [], "comparisons": []}, cells)
+
+
+def test_what_the_tokens_change_by_hand():
+    rows = {
+        ("x", "high", 0): ("1110", [0.75, 0.5]), ("x", "low", 0): ("1000", [0.25, 0.5]),
+        ("x", "high", 1): ("1100", [0.5, 1.0]), ("x", "low", 1): ("0100", [0.5, 0.25]),
+        ("y", "high", 0): ("1111", [1.0, 1.0]), ("y", "low", 0): ("1111", [0.5, 0.5]),
+        ("y", "high", 1): ("1111", [1.0, 0.0]),
+    }  # fmt: skip
+    found = hand_made(rows)
+    x, y = token_effects(found)
+    assert x.evaluated.by_seed == [0.5, 0.25] and x.evaluated.diff == pytest.approx(0.375)
+    assert x.sampled is not None and x.sampled.by_seed == [0.25, 0.375]
+    assert y.sampled is not None and y.sampled.by_seed == [0.5]  # seed 1 has no low
+    [pair] = found["comparisons"]
+    assert pair["seeds"] == [0, 1] and pair["separation"]["by_seed"] == [0.25 - 0.5]
+    assert pair["separation"]["p_holm"] == pair["separation"]["p"]
+
+    older = hand_made({key: (marks, []) for key, (marks, _) in rows.items()})
+    assert token_effects(older)[0].sampled is None and "separation" not in older["comparisons"][0]
+    clustered = hand_made(rows, scenarios=["s", "s", "t", "t"])
+    assert token_effects(clustered)[0].sampled != x.sampled  # both probed tasks are of one scenario
+    assert token_effects(clustered)[0].evaluated.by_seed == x.evaluated.by_seed
+
+
+def test_a_separation_can_differ_by_more_than_one():
+    rows = {("x", "high", 0): ("1111", [1.0, 1.0]), ("x", "low", 0): ("1111", [0.0, 0.0])}
+    rows |= {("y", token, 0): (marks, [m, m]) for token, marks, m in (("high", "1111", 0.0), ("low", "1111", 1.0))}
+    separation = hand_made(rows)["comparisons"][0]["separation"]
+    assert separation["diff"] == 2.0 and separation["low"] < 2.0 == separation["high"]
+
+
+def test_page_and_docs_show_what_the_tokens_change(page, results):
+    effect = next(e for e in token_effects(results) if e.row == "RCTP")
+    assert effect.sampled is not None
+    for figure in (effect.evaluated.diff, effect.sampled.diff, results["comparisons"][0]["separation"]["diff"]):
+        assert f"<strong>{100 * figure:+.1f}</strong>" in page
+    section = results_section(results, "synthetic.json")
+    assert f"| RCTP | **{100 * effect.evaluated.diff:+.1f}** |" in section and "a - b, separation" in section
 
 
 def test_a_results_file_survives_writing_and_reading(results, tmp_path):

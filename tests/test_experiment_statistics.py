@@ -130,6 +130,18 @@ def test_graded_outcomes_are_compared_as_a_paired_t_test_would_where_many_tasks_
     assert found.p < 0.01 and theirs.pvalue < 0.01
 
 
+def test_where_only_seeds_vary_p_is_that_of_a_t_test_over_them_far_out_too():
+    """A bootstrap of five seeds that all say the same never comes near 0, and would make p as small as it can."""
+    gains = np.array([0.10, 0.12, 0.21, 0.25, 0.32])
+    b = np.full((5, 100), 0.3)
+    found, theirs = difference(b + gains[:, None], b), ttest_1samp(gains, 0)
+    assert found.p == pytest.approx(theirs.pvalue, rel=0.05) and 0.005 < found.p < 0.02
+    plain = statistics.resampled_means(np.tile(gains[:, None], (1, 100)))
+    assert 2 * (plain <= 0).mean() < 0.001  # the negative control: the share alone
+    interval = theirs.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.01)
+
+
 def test_without_pairs_the_interval_is_welchs():
     rng = np.random.default_rng(4)
     a, b = rng.beta(2, 3, (1, 200)), rng.beta(2, 4, (1, 200))

@@ -13,11 +13,12 @@ import numpy as np
 
 from rcgrpo.errors import UserError
 from rcgrpo.experiments.plan import fixing_commit
-from rcgrpo.experiments.statistics import compare, difference, holm
+from rcgrpo.experiments.statistics import Difference, compare, difference, holm
 from rcgrpo.stages.directory import read_json
 
 Results = dict[str, Any]
 """``{"plan": {...}, "cells": [...], "comparisons": [...]}``."""
+DIFFERENCE = Difference._fields
 Key = tuple[str, int, str]
 """Row, seed, token of a cell."""
 
@@ -121,13 +122,40 @@ def rewards(cells: Iterable[Mapping[str, Any]], row: str, token: str) -> dict[in
     }
 
 
+def separations(cells: Iterable[Mapping[str, Any]], row: str) -> dict[int, np.ndarray]:
+    """Per seed and probed task the mean reward sampled under high minus that under low, float64 [T].
+
+    Only of seeds that were probed under both; cells of earlier versions do not have the means of single tasks.
+    """
+    means = {
+        (cell["token"], cell["seed"]): np.array(cell["probe_means"], dtype=np.float64)
+        for cell in cells
+        if cell["row"] == row and cell.get("probe_means")
+    }
+    return {
+        seed: high_T - means["low", seed]
+        for (token, seed), high_T in means.items()
+        if token == "high" and ("low", seed) in means
+    }
+
+
+def probed_scenarios(plan: Mapping[str, Any]) -> list[str] | None:
+    """The scenario of each probed task, where the plan names those of the outcomes (one per task and draw)."""
+    if "scenarios" not in plan:
+        return None
+    draws = len(plan["scenarios"]) // plan["tasks"]["n"]
+    return plan["scenarios"][::draws][: plan["tasks"]["probe_tasks"]]
+
+
 def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The planned comparisons, each row under its own token, on the seeds that both rows have.
 
     A pair without a common seed has nulls. Holm's correction runs over all planned pairs, measured or not. Where the
-    plan names a reward other than success, ``reward`` holds the difference of its means, corrected by itself.
+    plan names a reward other than success, ``reward`` holds the difference of its means, corrected by itself; where
+    cells hold their probed tasks, ``separation`` holds that of the sampled separations, corrected by itself too.
     """
     token = {arm["row"]: arm["token"] for arm in plan["arms"]}
+    probed = any(cell.get("probe_means") for cell in cells)
     made: list[dict[str, Any]] = []
     for a, b in plan["comparisons"]:
         ours, theirs = outcomes(cells, a, token[a]), outcomes(cells, b, token[b])
@@ -140,12 +168,19 @@ def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[di
             entry["mcnemar"] = [{"seed": s, **test._asdict()} for s, test in zip(seeds, pair.mcnemar, strict=True)]
         if "reward" in plan:
             ours, theirs = rewards(cells, a, token[a]), rewards(cells, b, token[b])
-            entry["reward"] = dict.fromkeys(("diff", "low", "high", "p", "by_seed"))
+            entry["reward"] = dict.fromkeys(DIFFERENCE)
             if seeds:
                 sides = (np.stack([of[s] for s in seeds]) for of in (ours, theirs))
                 entry["reward"] = difference(*sides, plan.get("scenarios"))._asdict()
+        if probed:
+            ours, theirs = separations(cells, a), separations(cells, b)
+            entry["separation"] = dict.fromkeys(DIFFERENCE)
+            if shared := [seed for seed in plan["seeds"] if seed in ours and seed in theirs]:
+                sides = (np.stack([of[s] for s in shared]) for of in (ours, theirs))
+                entry["separation"] = difference(*sides, probed_scenarios(plan), reach=2.0)._asdict()
         made.append(entry)
-    for family in (made, [entry["reward"] for entry in made if "reward" in entry]):
+    families = [made, *([entry[key] for entry in made if key in entry] for key in ("reward", "separation"))]
+    for family in families:
         for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):
             entry["p_holm"] = corrected
     return made

@@ -80,8 +80,8 @@ class Comparison(NamedTuple):
     high: float
     """95% percentile interval of the paired hierarchical bootstrap; an exact bound where all pairs agree."""
     p: float
-    """Two-sided, of the same bootstrap: twice the smaller share of resamples on one side of 0. At least 2^(1 - k) where
-    only k tasks or scenarios differ: flipping their signs gives no less, and a bootstrap of so few is no evidence."""
+    """Of the same bootstrap (:func:`two_sided_p`). At least 2^(1 - k) where only k tasks or scenarios differ: flipping
+    their signs gives no less, and a bootstrap of so few is no evidence."""
     effect_h: float
     """Cohen's h: the difference of arcsine-transformed rates (0.2 small, 0.5 medium, 0.8 large)."""
     odds_ratio: float | None
@@ -159,10 +159,10 @@ def by_scenario(values_ST: np.ndarray, scenarios: Sequence[str] | None) -> np.nd
 def mean_interval(outcomes_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Interval:
     """The mean of outcomes in [0, 1] (of 0 and 1: the share of 1) and its 95% interval."""
     values_SC = by_scenario(outcomes_ST, scenarios)
-    return _interval(values_SC, resampled_means(values_SC), 0.0)
+    return _interval(values_SC, resampled_means(values_SC), 0.0, 1.0)
 
 
-def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float) -> Interval:
+def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float, most: float) -> Interval:
     """Where all values are equal a bootstrap has no spread and would claim certainty. What none of T tasks showed may
     still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks)."""
     value = float(values_ST.mean())
@@ -171,12 +171,17 @@ def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float) -> Inter
         bounds = np.array((value - unseen, value + unseen))
     else:
         bounds = np.quantile(means_R, (0.025, 0.975))
-    low, high = bounds.clip(least, 1.0)
+    low, high = bounds.clip(least, most)
     return Interval(value, float(low), float(high))
 
 
-def difference(a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Difference:
-    """a minus b, outcomes in [0, 1] of the same seeds and tasks. Raises ValueError where the shapes differ."""
+def difference(
+    a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | None = None, *, reach: float = 1.0
+) -> Difference:
+    """a minus b, values of the same seeds and tasks that differ by ``reach`` at most (1: both lie in [0, 1]).
+
+    Raises ValueError where the shapes differ.
+    """
     if a_ST.shape != b_ST.shape:
         raise ValueError(f"pairs need the same seeds and tasks: {a_ST.shape} and {b_ST.shape}")
     difference_ST = a_ST.astype(float) - b_ST
@@ -184,8 +189,9 @@ def difference(a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | No
     means_R = resampled_means(difference_SC)
     which_T = np.arange(difference_ST.shape[1]) if scenarios is None else np.unique(scenarios, return_inverse=True)[1]
     differing = int((np.abs(np.bincount(which_T, difference_ST.sum(axis=0))) > 1e-9).sum())
-    p = max(sign_p(means_R), min(1.0, 2.0 ** (1 - differing)))
-    return Difference(*_interval(difference_SC, means_R, -1.0), p, [float(d) for d in difference_SC.mean(axis=1)])
+    p = max(two_sided_p(means_R, *layout_variance(difference_SC)), min(1.0, 2.0 ** (1 - differing)))
+    by_seed = [float(d) for d in difference_SC.mean(axis=1)]
+    return Difference(*_interval(difference_SC, means_R, -reach, reach), p, by_seed)
 
 
 def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Unpaired:
@@ -199,7 +205,7 @@ def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Unpaired:
     df = (var_a + var_b) ** 2 / (var_a**2 / df_a + var_b**2 / df_b)  # Welch
     means_R = _stretched(means_R, diff, var_a + var_b, df)
     low, high = np.quantile(means_R, (0.025, 0.975))
-    return Unpaired(diff, float(low), float(high), sign_p(means_R))
+    return Unpaired(diff, float(low), float(high), two_sided_p(means_R, var_a + var_b, df))
 
 
 def compare(a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Comparison:
@@ -217,10 +223,15 @@ def compare(a_ST: np.ndarray, b_ST: np.ndarray, scenarios: Sequence[str] | None 
     )
 
 
-def sign_p(means_R: np.ndarray) -> float:
-    """Two-sided p-value of a bootstrap distribution against 0; at least 2 / (R + 1), at most 1."""
+def two_sided_p(means_R: np.ndarray, variance: float, df: float) -> float:
+    """p-value of a bootstrap distribution against 0: twice the smaller share of the resamples on one side of it.
+
+    At least what Student's t says of the same mean, variance and degrees of freedom: the stretch fits the distribution
+    at its 95% bounds, and further out it has the thin tails of a bootstrap.
+    """
     tail = min(int((means_R <= 1e-12).sum()), int((means_R >= -1e-12).sum()))  # sums of weights round
-    return min(1.0, 2 * (tail + 1) / (len(means_R) + 1))
+    student = 2 * float(t.sf(abs(means_R.mean()) / np.sqrt(variance), df)) if variance else 0.0
+    return min(1.0, max(2 * (tail + 1) / (len(means_R) + 1), student))
 
 
 def mcnemar(a_T: np.ndarray, b_T: np.ndarray) -> McNemar:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rcgrpo.report.ablation_figures import Trained, curve_panels, success_panels
 from rcgrpo.report.data import COLOURS
 from rcgrpo.report.figures import DASHES
-from rcgrpo.report.rows import AblationRow, ablation_rows, hours, p_value, training_seconds
+from rcgrpo.report.rows import AblationRow, ablation_rows, hours, p_value, token_effects, training_seconds
 from rcgrpo.report.table import percent, signed, span
 
 
@@ -58,6 +58,7 @@ def render_ablation(results: Mapping[str, Any]) -> str:
         shown=shown_at_first(results, trained),
         curves=curve_panels(trained),
         against=success_panels(trained),
+        effects=token_effects(results),
         summary=summary(results),
         notes=notes(results),
         seconds=training_seconds(results),
@@ -101,7 +102,7 @@ def shown_at_first(results: Mapping[str, Any], trained: Sequence[Trained]) -> se
 
 def forest_reach(comparisons: Sequence[Mapping[str, Any]]) -> int:
     """Half the width of the forest plot's axis, in points: the widest interval, rounded up to a multiple of 10."""
-    shown = [*comparisons, *(pair["reward"] for pair in comparisons if "reward" in pair)]
+    shown = [*comparisons, *(pair[key] for pair in comparisons for key in ("reward", "separation") if key in pair)]
     ends = [abs(pair[key]) for pair in shown for key in ("low", "high") if pair[key] is not None]
     return min(100, max(10, 10 * -int(-100 * max(ends, default=0.1) // 10)))
 
@@ -118,6 +119,7 @@ def summary(results: Mapping[str, Any]) -> str:
     parts += _held("success", [(pair, pair) for pair in pairs])
     if "reward" in plan:
         parts += _held(f"the reward {plan['reward']}", [(pair, pair["reward"]) for pair in pairs])
+    parts += _held("the sampled separation", [(pair, pair["separation"]) for pair in pairs if "separation" in pair])
     return " ".join(parts)
 
 
@@ -127,7 +129,8 @@ def _held(what: str, tested: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
         return []
     clear = [(pair, test) for pair, test in tested if test["p_holm"] is not None and test["p_holm"] < 0.05]
     return [f"Of {len(tested)} planned comparisons of {what} {len(clear)} hold after Holm's correction (5%)."] + [
-        f"{pair['a']} against {pair['b']}: {signed(test['diff'])} points ({span(test['low'], test['high'])})."
+        f"{pair['a']} against {pair['b']}: {signed(test['diff'])} points ({span(test['low'], test['high'])}"
+        f"{', one seed' if len(pair['seeds']) == 1 else ''})."
         for pair, test in clear
     ]
 
@@ -152,6 +155,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"The {len(scenarios)} tasks come from {len(set(scenarios))} scenarios: intervals and p resample "
             "scenarios, except McNemar's, which takes the tasks for independent."
         )
+    found += [
+        f"{row.row}: replaced groups used up its rollouts after {row.figures['gradient_steps']:.0f} of "
+        f"{arm['budget']['gradient_steps']} gradient steps."
+        for arm in plan["arms"]
+        for row in ablation_rows(results)
+        if (row.row, row.token) == (arm["row"], arm["token"])
+        and (row.figures["gradient_steps"] or 0) < arm["budget"]["gradient_steps"]
+    ]
     found += [f"{arm['row']} has another budget: {arm['unmatched']}" for arm in plan["arms"] if arm["unmatched"]]
     return found
 

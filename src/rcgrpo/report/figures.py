@@ -54,7 +54,10 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "success_high": ("Success under high", "rollouts conditioned on <|high_reward|>"),
     "success_low": ("Success under low", "rollouts conditioned on <|low_reward|>"),
     "separation": ("Separation", "mean reward under high minus that under low"),
-    "between_variance": ("Variance between tokens", "part of a group's reward variance that the token explains"),
+    "between_variance": (
+        "Variance between tokens",
+        "part of a group's reward variance that the token explains; one without a meaning explains 1 / (G - 1) of it",
+    ),
     "within_variance": ("Variance within tokens", "part that is left among rollouts of one token"),
     "entropy": ("Entropy", "nats per generated token"),
     "kl": ("KL to stage 1", "k3 estimate under the same token, nats per token"),

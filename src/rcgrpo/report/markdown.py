@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from rcgrpo.experiments.results import outcomes, rewards
 from rcgrpo.experiments.statistics import by_scenario, unpaired
 from rcgrpo.report.ablation import count, notes, summary
-from rcgrpo.report.rows import ablation_rows, hours, p_value, training_seconds
+from rcgrpo.report.rows import ablation_rows, hours, p_value, token_effects, training_seconds
 from rcgrpo.report.table import percent, signed, span
 
 
@@ -32,7 +33,9 @@ def results_section(results: Mapping[str, Any], name: str) -> str:
         _table(results),
         _comparisons(results),
         _rewards(results),
-        _reward_comparisons(results),
+        _more_comparisons(results, "reward"),
+        _tokens(results),
+        _more_comparisons(results, "separation"),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -51,14 +54,16 @@ def _table(results: Mapping[str, Any]) -> str:
                     str(len(row.seeds)), ", ".join(percent(s) for s in row.by_seed),
                     *(percent(by_cell[row.row, t].success) if (row.row, t) in by_cell else "-" for t in tokens),
                     percent(figures["success_sampled"]), percent(figures["zero_variance_share"]),
-                    signed(figures["separation"]), count(figures["rollouts"]), count(figures["tokens"]),
-                    hours(figures["seconds"] or 0.0),
+                    signed(figures["separation"]), count(figures["rollouts"]), count(figures["gradient_steps"]),
+                    count(figures["tokens"]), hours(figures["seconds"] or 0.0),
                 ]
             )  # fmt: skip
     headings = ["row", "token", "success", "95% interval", "seeds", "by seed", *(f"under {t}" for t in tokens)]
     sampled = f"sampled `{results['plan']['reward']}`" if "reward" in results["plan"] else "sampled"
     return markdown_table(
-        [*headings, sampled, "flat groups", "separation", "rollouts", "tokens generated", "time"], lines, texts=2
+        [*headings, sampled, "flat groups", "separation", "rollouts", "gradient steps", "tokens generated", "time"],
+        lines,
+        texts=2,
     )
 
 
@@ -93,15 +98,31 @@ def _rewards(results: Mapping[str, Any]) -> str:
     return markdown_table(headings, lines, texts=2) if lines else ""
 
 
-def _reward_comparisons(results: Mapping[str, Any]) -> str:
+def _tokens(results: Mapping[str, Any]) -> str:
+    """What the tokens change in each row; the sampled separation where the cells hold the probed tasks."""
+    effects = token_effects(results)
+    probed = any(effect.sampled for effect in effects)
+    lines = []
+    for effect in effects:
+        found = (effect.evaluated, effect.sampled) if probed else (effect.evaluated,)
+        tests = [[f"**{signed(x.diff)}**", span(x.low, x.high), p_value(x.p)] if x else ["-"] * 3 for x in found]
+        lines.append([effect.row, *itertools.chain(*tests), ", ".join(map(signed, effect.evaluated.by_seed))])
+    measured = results["plan"].get("reward", "success")
+    first, sampled = [f"{measured}, high - low", "95% interval", "p"], ["separation", "95% interval", "p"]
+    headings = ["row", *first, *(sampled if probed else []), "by seed"]
+    return markdown_table(headings, lines, texts=1) if lines else ""
+
+
+def _more_comparisons(results: Mapping[str, Any], measure: str) -> str:
+    """The planned pairs once more, by ``reward`` or ``separation``."""
     lines = []
     for pair in results["comparisons"]:
-        of = pair.get("reward")
+        of = pair.get(measure)
         if of and of["diff"] is not None:
             difference = [f"**{signed(of['diff'])}**", span(of["low"], of["high"])]
             by_seed = ", ".join(map(signed, of["by_seed"]))
             lines.append([pair["a"], pair["b"], *difference, p_value(of["p"]), p_value(of["p_holm"]), by_seed])
-    headings = ["a", "b", "a - b, reward", "95% interval", "p", "p (Holm)", "by seed"]
+    headings = ["a", "b", f"a - b, {measure}", "95% interval", "p", "p (Holm)", "by seed"]
     return markdown_table(headings, lines, texts=2) if lines else ""
 
 

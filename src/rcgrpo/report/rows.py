@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rcgrpo.experiments.results import outcomes, rewards
-from rcgrpo.experiments.statistics import Interval, mean_interval
+from rcgrpo.experiments.results import outcomes, probed_scenarios, rewards, separations
+from rcgrpo.experiments.statistics import Difference, Interval, difference, mean_interval
 from rcgrpo.report.table import percent, signed, span
 
 
@@ -74,6 +74,35 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
                 )
             )
     return rows
+
+
+@dataclass(frozen=True)
+class TokenEffect:
+    """What asking for high instead of low changes in an arm's policy."""
+
+    row: str
+    evaluated: Difference
+    """At evaluation: the plan's reward, or success where it has none beside, under high minus that under low, on the
+    same tasks and seeds."""
+    sampled: Difference | None
+    """The separation, at temperature 1 on the probed tasks; None where the cells do not hold these."""
+
+
+def token_effects(results: Mapping[str, Any]) -> list[TokenEffect]:
+    """Of every arm that some seed measured under both tokens, in the plan's order."""
+    plan, cells = results["plan"], results["cells"]
+    read = rewards if "reward" in plan else outcomes
+    effects = []
+    for arm in plan["arms"]:
+        high, low = (read(cells, arm["row"], token) for token in ("high", "low"))
+        if seeds := [seed for seed in plan["seeds"] if seed in high and seed in low]:
+            sides = (np.stack([of[seed] for seed in seeds]) for of in (high, low))
+            evaluated = difference(*sides, plan.get("scenarios"))
+            by_seed = separations(cells, arm["row"])
+            probed_ST = np.stack(list(by_seed.values())) if by_seed else None
+            sampled = None if probed_ST is None else difference(probed_ST, 0 * probed_ST, probed_scenarios(plan))
+            effects.append(TokenEffect(arm["row"], evaluated, sampled))
+    return effects
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
