@@ -132,6 +132,17 @@ def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
     code, _, err = cli(capsys, "results", recipe)
     assert code == 2 and "cannot be read" in err
 
+    code, text, err = cli(capsys, "results", out / "results.json", "--compare", "base", "GRPO", "--json")
+    pair, [planned] = json.loads(text), found["comparisons"]
+    assert code == 0 and pair["diff"] == pytest.approx(-planned["diff"]) and "corrected for nothing" in err
+    assert load(out / "results.json") == found
+    for wrong, message in (
+        (["GRPO", "no"], "no such row; the file has base, GRPO"),
+        (["a", "b", "--merge", "x"], "without"),
+    ):
+        code, _, err = cli(capsys, "results", out / "results.json", "--compare", *wrong)
+        assert code == 2 and message in " ".join(err.split())
+
 
 def check_cells(found: dict, out: Path) -> None:
     """Cells against what lies in the run directories and against the recipe."""

@@ -170,7 +170,9 @@ def test_the_markdown_has_the_pages_figures(results):
     success = np.mean([c["success"] for c in results["cells"] if (c["row"], c["token"]) == ("SFT + GRPO", "none")])
     assert len(table) == 1 and f"**{100 * success:.1f}**" in table[0]
     assert "rcgrpo ablate recipes/synthetic.toml --results docs/results/synthetic.json" in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}) == 4  # table, pairs, tokens, pairs by separation
+    assert (
+        len({line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}) == 4
+    )  # table, pairs, tokens, pairs by separation
     assert markdown_table(["a", "b"], [["x|y", "1"]], texts=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
 
 

@@ -74,7 +74,7 @@ def run(
     redo: Annotated[
         list[str] | None, typer.Option(help="Stage to do again, with all that follows; repeatable.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at once; default: the cores, 1 on a GPU.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at once; default: the cores, or the GPUs.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes (GPUs) per training stage.")] = 1,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan; do nothing.")] = False,
     as_json: AsJson = False,
@@ -99,7 +99,7 @@ def run(
         return
     directory.prepare(recipe, redo or [])
     forget(directory, recipe, redo or [])
-    jobs = jobs or default_jobs(recipe)
+    jobs = jobs or default_jobs(recipe, processes)
     with bars() as progress:
         rows = run_recipe(directory, recipe, jobs=jobs, processes=processes, watch=watcher(progress))
     report = write_report(directory.path)
@@ -151,10 +151,11 @@ def ablate(
         log.print(f"left: {len(left)} pieces of work", highlight=False)
         emit({"results": str(path), "digest": plan["digest"], "left": left}, as_json=as_json)
         return
+    jobs = jobs or default_jobs(recipe, processes)
     with bars() as progress:
         found = run_ablation(
-            recipe, folder, path, known, chosen, arms, jobs=jobs or default_jobs(recipe), processes=processes,
-            redo=redo or [], watch=watcher(progress),
+            recipe, folder, path, known, chosen, arms, jobs=jobs, processes=processes, redo=redo or [],
+            watch=watcher(progress),
         )  # fmt: skip
     show_ablation(found, path, folder / "report.html", as_json=as_json)
 
@@ -185,13 +186,25 @@ def results_command(
         list[Path] | None, typer.Option(help="Results file of the same plan to join to it; repeatable.")
     ] = None,
     page: Annotated[Path | None, typer.Option("--report", help="The page to write; default: FILE with .html.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Print these two rows' difference alone: not planned, an exploration."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print an ablation's results file and draw its page; --merge first joins cells measured elsewhere to it."""
     from rcgrpo.experiments.results import merge as join
-    from rcgrpo.experiments.results import read_results, write_results
+    from rcgrpo.experiments.results import read_results, unplanned, write_results
+    from rcgrpo.report.rows import print_comparisons
 
     found = read_results(path)
+    if compare:
+        if merge or page:
+            raise UserError("--compare prints two rows and changes no file: give it without --merge and --report")
+        pair = unplanned(found, *compare)
+        print_comparisons([pair], found["plan"].get("reward"), log, planned=False)
+        emit(pair, as_json=as_json)
+        return
     if merge:
         found = join(found, [(other, read_results(other)) for other in merge])
         write_results(path, found)

@@ -147,6 +147,18 @@ def probed_scenarios(plan: Mapping[str, Any]) -> list[str] | None:
     return plan["scenarios"][::draws][: plan["tasks"]["probe_tasks"]]
 
 
+def unplanned(results: Results, a: str, b: str) -> dict[str, Any]:
+    """Two rows that the plan did not set out to compare; ``p_holm`` is corrected for nothing. An exploration.
+
+    Raises :class:`UserError` where the plan has no such row.
+    """
+    rows = [arm["row"] for arm in results["plan"]["arms"]]
+    if unknown := [row for row in (a, b) if row not in rows]:
+        raise UserError(f"--compare {unknown[0]!r}: no such row; the file has {', '.join(rows)}")
+    [pair] = comparisons({**results["plan"], "comparisons": [[a, b]]}, results["cells"])
+    return pair
+
+
 def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The planned comparisons, each row under its own token, on the seeds that both rows have.
 

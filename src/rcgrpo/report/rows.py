@@ -163,14 +163,30 @@ def print_ablation(results: Mapping[str, Any], console: Console) -> None:
                 interval = f"{percent(row.reward.low)} - {percent(row.reward.high)}"
                 table.add_row(escape(row.row), row.token, percent(row.reward.value), interval, str(len(row.seeds)))
         console.print(table)
-    for measure in ("success", *([graded] if graded else [])) if results["comparisons"] else ():
-        caption = f"{measure}, points; p after Holm's correction over the planned comparisons"
-        table = _table(caption, ["a", "b"], ["a - b", "95% interval", "p", "p (Holm)", "seeds"])
-        for pair in results["comparisons"]:
-            of = pair if measure == "success" else pair["reward"]
-            found = [signed(of["diff"]), span(of["low"], of["high"]), p_value(of["p"]), p_value(of["p_holm"])]
+    if results["comparisons"]:
+        print_comparisons(results["comparisons"], graded, console)
+
+
+def print_comparisons(
+    pairs: Iterable[Mapping[str, Any]], graded: str | None, console: Console, *, planned: bool = True
+) -> None:
+    """Print pairs of rows by success, by the plan's graded reward and by separation, as far as they have them."""
+    of_measure = {"success": [(pair, pair) for pair in pairs]}
+    for key, name in (("reward", graded), ("separation", "separation, sampled")):
+        of_measure[str(name)] = [(pair, pair[key]) for pair in pairs if key in pair]
+    for measure, tested in of_measure.items():
+        corrected = "p after Holm's correction over the planned comparisons"
+        table = _table(
+            f"{measure}, points; {corrected if planned else 'not planned: p is corrected for nothing'}",
+            ["a", "b"],
+            ["a - b", "95% interval", "p", *(["p (Holm)"] if planned else []), "seeds"],
+        )
+        for pair, test in tested:
+            found = [signed(test["diff"]), span(test["low"], test["high"]), p_value(test["p"])]
+            found += [p_value(test["p_holm"])] if planned else []
             table.add_row(escape(pair["a"]), escape(pair["b"]), *found, str(len(pair["seeds"])))
-        console.print(table)
+        if tested:
+            console.print(table)
 
 
 def _table(caption: str, texts: Iterable[str], figures: Iterable[str]) -> Table:

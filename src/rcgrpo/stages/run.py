@@ -92,13 +92,18 @@ class Work:
     """Folders of the work that has to be done first."""
     processes: int = 1
     process: subprocess.Popen[bytes] | None = None
+    slot: int = 0
+    """Its place among what runs at once."""
 
-    def start(self, threads: int) -> None:
+    def start(self, threads: int, gpus: Sequence[str] = ()) -> None:
+        """Start it; it sees ``gpus`` alone where some are given, else all of the machine."""
         self.directory.path.mkdir(parents=True, exist_ok=True)
         launcher = [sys.executable]
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with self.directory.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*launcher, "-m", "rcgrpo", *self.arguments],
@@ -207,11 +212,13 @@ def work_off(
     done: set[Path] = set()
     # torch counts the free cores and heeds OMP_NUM_THREADS; more threads than that are many times slower
     threads = max(1, torch.get_num_threads() // (jobs * processes))
+    gpus = visible_gpus() if jobs > 1 else []
     try:
         while waiting or running:
             for piece in [w for w in waiting if w.after <= done][: jobs - len(running)]:
                 waiting.remove(piece)
-                piece.start(threads)
+                piece.slot = min(set(range(jobs)) - {other.slot for other in running})
+                piece.start(threads, share_of_gpus(gpus, piece.slot, processes))
                 running.append(piece)
             time.sleep(0.1)
             for piece in list(running):
@@ -229,6 +236,19 @@ def work_off(
         if running:
             _wind_down(running)
             finished()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in given.split(",")] if given else [str(i) for i in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+def share_of_gpus(gpus: Sequence[str], slot: int, processes: int) -> list[str]:
+    """The GPUs of the piece of work in a slot, one per process; slots beyond the last GPU begin again at the first."""
+    first = slot * processes
+    return [gpus[i % len(gpus)] for i in range(first, first + min(processes, len(gpus)))] if gpus else []
 
 
 def _check_exit(work: Work, code: int) -> None:
@@ -258,12 +278,15 @@ def _wind_down(running: list[Work]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def default_jobs(recipe: Recipe) -> int:
-    """Pieces of work at once: one per two free cores' worth of a small CPU model, one on a GPU or for a server."""
+def default_jobs(recipe: Recipe, processes: int = 1) -> int:
+    """Pieces of work at once: on GPUs as many as leave each process one of its own; on a CPU one per core, at most 4.
+
+    One for a server, which has the weights of one policy at a time.
+    """
     if recipe.rollout.backend == "vllm":
-        return 1  # a server has the weights of one policy at a time
+        return 1
     on_gpu = recipe.model.device != "cpu" and torch.cuda.is_available()
-    return 1 if on_gpu else max(1, min(4, os.cpu_count() or 1))
+    return max(1, torch.cuda.device_count() // processes if on_gpu else min(4, os.cpu_count() or 1))
 
 
 def saved_table(run: RunDirectory) -> list[dict[str, Any]]:
