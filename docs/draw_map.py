@@ -1,6 +1,6 @@
 """Draw docs/map.svg from ToolWorld's files in docs/results: ``python docs/draw_map.py``.
 
-Each point is one stage-1 policy, from which GRPO under one token and RC-GRPO were both run.
+Each point is one stage-1 policy, from which GRPO and RC-GRPO were both run for equal budgets.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+import numpy as np
 
-from rcgrpo.experiments.results import Results, read_results
+from rcgrpo.experiments.results import Results, outcomes, read_results
+from rcgrpo.experiments.statistics import compare
 
 FOLDER = Path(__file__).with_name("results")
 PICTURE = Path(__file__).with_name("map.svg")
@@ -26,7 +28,7 @@ class Point(NamedTuple):
 
     separation: float
     before: float
-    """Success of the stage-1 policy under high, greedy."""
+    """Success of the stage-1 policy under its own token, greedy."""
     gain: float
     """RC-GRPO minus GRPO."""
     low: float
@@ -34,16 +36,21 @@ class Point(NamedTuple):
 
 
 def points(results: Results) -> list[Point]:
-    """Of all pairs of rows ``X + RC-GRPO`` and ``X + GRPO`` that the file compares and whose ``X`` it holds."""
-    cells = [cell for cell in results["cells"] if cell["token"] == "high"]
+    """Of every row ``X`` beside which are ``X + GRPO`` and ``X + RC-GRPO``, on the seeds that all three have."""
+    token = {arm["row"]: arm["token"] for arm in results["plan"]["arms"]}
     found = []
-    for pair in results["comparisons"]:
-        start = pair["a"].removesuffix(" + RC-GRPO")
-        first = [cell for cell in cells if cell["row"] == start]
-        if not first or pair["diff"] is None or pair["a"] == start or pair["b"] != f"{start} + GRPO":
+    for start in token:
+        rows = (start, f"{start} + RC-GRPO", f"{start} + GRPO")
+        if not token.keys() >= set(rows):
             continue
-        means = [100 * fmean(cell[key] for cell in first) for key in ("separation", "success")]
-        found.append(Point(*means, *(100 * pair[key] for key in ("diff", "low", "high"))))
+        by_seed = [outcomes(results["cells"], row, token[row]) for row in rows]
+        seeds = sorted(set.intersection(*map(set, by_seed)))
+        if not seeds:
+            continue
+        before, *trained = (np.stack([of[seed] for seed in seeds]) for of in by_seed)
+        gain = compare(*trained)
+        separation = fmean(c["separation"] for c in results["cells"] if c["row"] == start and c["seed"] in seeds)
+        found.append(Point(*(100 * x for x in (separation, before.mean(), gain.diff, gain.low, gain.high))))
     return found
 
 
@@ -53,7 +60,7 @@ def draw(drawn: dict[str, list[Point]]) -> None:
     for axes, key, label in zip(
         panels,
         ("separation", "before"),
-        ("separation after stage 1 (points, sampled)", "success after stage 1 (%, under high)"),
+        ("separation after stage 1 (points, sampled)", "success after stage 1 (%, greedy)"),
         strict=True,
     ):
         for (name, found), marker in zip(drawn.items(), MARKERS, strict=False):

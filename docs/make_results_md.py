@@ -32,10 +32,14 @@ How to read the figures:
   "flat groups" and "separation" are of that reward; its means and differences stand in tables of their own, with a Holm
   correction of their own. Success is the primary measure.
 - Where several test tasks come from one scenario, intervals and p resample scenarios instead of tasks.
-- Budgets are equal among rows that have the stage in question, except where a note says why not.
+- High - low: what the tokens change, the same policy under high minus under low. A row that never met the tokens shows
+  what the words themselves do to it, for they start as the words that they name.
+- Budgets (episodes of stage 1, rollouts) are equal among rows that have the stage in question, except where a note says
+  why not.
+- Times are by the clock, on two cores that other work shared: they say what it took, not how fast a row is.
 
-When do sampled tokens help? Every stage-1 policy of ToolWorld from which GRPO and RC-GRPO were both run is a point
-(`python docs/draw_map.py`, from the same files):
+When do sampled tokens help? Every stage-1 policy of ToolWorld from which GRPO and RC-GRPO were both run is a point, SFT
+included, which never met the tokens (`python docs/draw_map.py`, from the same files, seeds that all three rows have):
 
 ![RC-GRPO minus GRPO, against the separation and the success of the policy both start from](map.svg)
 """
