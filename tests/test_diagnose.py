@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from light_world import ROOMS, light_recipe, light_task
+from rcgrpo.algorithm.gating import TokenGate
 from rcgrpo.conditioning import TokenSampler
-from rcgrpo.config import Recipe
+from rcgrpo.config import Recipe, ReinforceTable
 from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling
 from rcgrpo.errors import UserError
 from rcgrpo.experiments.diagnose import diagnose, plan_diagnosis
 from rcgrpo.policy.load import load_policy, save_policy, teach_reward_tokens
 from rcgrpo.policy.packing import ScoringBatch
 from rcgrpo.policy.scoring import Scorer
+from rcgrpo.stages.groups import GroupSampler
 from rcgrpo.stages.rollout import Job
 from rcgrpo.stages.setup import player_for, seed_of
 from test_cli import cli
 
-SEED, G = 3, 4
+SEED, G, WARM = 3, 4, 2.0
 ON = {RewardToken.HIGH: (0.98, 0.9, 0.75), RewardToken.LOW: (0.3, 0.1, 0.02)}
 """How often the policy is taught to switch on, by floor; so tasks that want the lamp off are solved more under low."""
 
@@ -72,11 +74,13 @@ def conditioned(lights, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(conditioned):
     recipe = recipe_of(conditioned)
-    plan = plan_diagnosis(recipe, tasks=18, rollouts=2 * G, seed=SEED, temperatures=[])
+    plan = plan_diagnosis(recipe, tasks=18, rollouts=2 * G, seed=SEED, temperatures=[WARM])
     return diagnose("base", recipe, plan)
 
 
-def sampled_flat(folder: Path, sampler: TokenSampler, group_size: int, groups: int = 10) -> tuple[float, int]:
+def sampled_flat(
+    folder: Path, sampler: TokenSampler, group_size: int, groups: int = 10, temperature: float = 1.0
+) -> tuple[float, int]:
     """The share of flat groups when the pool is really sampled, by seeds of its own, and how many groups it is of."""
     recipe = recipe_of(folder)
     policy = load_policy(folder / "base", name="base", device="cpu")
@@ -86,7 +90,7 @@ def sampled_flat(folder: Path, sampler: TokenSampler, group_size: int, groups: i
             group_id=f"{task_id}/{g}",
             index=i,
             token=token,
-            sampling=Sampling(seed=seed_of("really", task_id, g, i)),
+            sampling=Sampling(temperature=temperature, seed=seed_of("really", task_id, g, i)),
         )
         for task_id in recipe.suite.split().pools["train"]
         for g in range(groups)
@@ -98,9 +102,25 @@ def sampled_flat(folder: Path, sampler: TokenSampler, group_size: int, groups: i
     return sum(len(r) == 1 for r in rewards.values()) / len(rewards), len(rewards)
 
 
-def flat(found, scheme: str, group_size: int):
+def gated_flat(folder: Path, batches: int = 24, settling: int = 6) -> tuple[float, int]:
+    """The same of gated groups, played as in training while the policy stays as it is, once the gate has settled."""
+    recipe, policy = recipe_of(folder), load_policy(folder / "base", name="base", device="cpu")
+    table = ReinforceTable.model_validate(
+        recipe.stages["rcgrpo"].model_dump() | {"sampler": {"kind": "gated"}, "groups": 12}
+    )
+    tasks = [recipe.suite.task(task_id) for task_id in recipe.suite.split().pools["train"]]
+    sampler, player, flat = GroupSampler(tasks, table, SEED, TokenGate()), player_for(recipe, policy), []
+    for step in range(batches):
+        places = player.conduct(policy, sampler.scripts(step, 0, 1))
+        sampler.observe([episode for place in places for episode in place.trained])
+        if step >= settling:
+            flat += [len({episode.reward for episode in place.trained}) == 1 for place in places]
+    return sum(flat) / len(flat), len(flat)
+
+
+def flat(found, scheme: str, group_size: int, reading: int = 0):
     [prediction] = [
-        p for p in found["readings"][0]["predictions"] if (p["scheme"], p["group_size"]) == (scheme, group_size)
+        p for p in found["readings"][reading]["predictions"] if (p["scheme"], p["group_size"]) == (scheme, group_size)
     ]
     return prediction["flat"]
 
@@ -129,6 +149,25 @@ def test_what_was_predicted_is_what_sampled_groups_show(conditioned, found, sche
         assert not happens(other, share, groups), (other, share)
 
 
+@pytest.mark.parametrize("scheme", ["high", "stratified"])
+def test_larger_groups_are_flat_as_often_as_predicted(conditioned, found, scheme):
+    share, groups = sampled_flat(conditioned, SCHEMES[scheme], 2 * G, groups=6)
+    assert happens(flat(found, scheme, 2 * G), share, groups), (flat(found, scheme, 2 * G), share)
+
+
+def test_at_a_higher_temperature_groups_are_flat_as_often_as_predicted(conditioned, found):
+    share, groups = sampled_flat(conditioned, SCHEMES["high"], G, temperature=WARM)
+    assert found["readings"][1]["temperature"] == WARM
+    assert happens(flat(found, "high", G, reading=1), share, groups), (flat(found, "high", G, reading=1), share)
+    assert not happens(flat(found, "high", G), share, groups)  # the control: what was predicted for temperature 1
+
+
+def test_gated_groups_are_flat_as_often_as_predicted(conditioned, found):
+    share, groups = gated_flat(conditioned)
+    assert happens(flat(found, "gated", G), share, groups), (flat(found, "gated", G), share)
+    assert not happens(flat(found, "high", G), share, groups)  # the control: a gate that never mixes
+
+
 def test_another_policy_does_not_show_it(lights, conditioned, found, tmp_path):
     """Negative control: the policy before stage 1, against what was predicted after it."""
     (tmp_path / "tasks.jsonl").write_text((conditioned / "tasks.jsonl").read_text())
@@ -137,7 +176,7 @@ def test_another_policy_does_not_show_it(lights, conditioned, found, tmp_path):
 
 
 def test_the_diagnosis_says_what_was_rolled_out_and_repeats_itself(conditioned, found):
-    assert found["episodes"] == found["tasks"] * found["rollouts_per_token"] * 3
+    assert found["episodes"] == found["tasks"] * found["rollouts_per_token"] * 3 * len(found["readings"])
     assert found["readings"][0]["separation"]["low"] > 0
     assert {*found["prompts"][0]} == {"task", "category", "none", "high", "low"}
     assert all(0 <= prompt["high"][0] <= 2 * G for prompt in found["prompts"])
