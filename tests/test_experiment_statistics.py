@@ -203,8 +203,11 @@ def test_a_few_tasks_that_differ_are_no_evidence_whatever_a_bootstrap_says():
     assert compare(a, b).p == mcnemar(a[0], b[0]).p == 0.25
     assert compare(a, b, [str(i // 3) for i in range(120)]).p == 0.25
     assert compare(a, b, [str(i // 2) for i in range(120)]).p == 0.5  # 50 and 51 are of one scenario
+    bound = 1 - 0.025 ** (1 / 120)  # what 120 tasks never show, as where none differs
+    assert (compare(a, b).low, compare(a, b).high) == pytest.approx((3 / 120 - bound, 3 / 120 + bound), abs=0.01)
+    assert compare(a, b).low < 0
     a[:, :30] = 1
-    assert compare(a, b).p < 0.001
+    assert compare(a, b).p < 0.001 and compare(a, b).low > 0.1
 
 
 def test_tasks_of_one_scenario_are_no_independent_draws(monkeypatch):

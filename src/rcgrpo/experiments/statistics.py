@@ -78,7 +78,8 @@ class Comparison(NamedTuple):
     """Success of a minus success of b: the risk difference."""
     low: float
     high: float
-    """95% percentile interval of the paired hierarchical bootstrap; an exact bound where all pairs agree."""
+    """95% percentile interval of the paired hierarchical bootstrap; where fewer than six tasks or scenarios differ it
+    reaches as far as the exact bound on what was not seen."""
     p: float
     """Of the same bootstrap (:func:`two_sided_p`). At least 2^(1 - k) where only k tasks or scenarios differ: flipping
     their signs gives no less, and a bootstrap of so few is no evidence."""
@@ -162,17 +163,19 @@ def mean_interval(outcomes_ST: np.ndarray, scenarios: Sequence[str] | None = Non
     return _interval(values_SC, resampled_means(values_SC), 0.0, 1.0)
 
 
-def _interval(values_ST: np.ndarray, means_R: np.ndarray, least: float, most: float) -> Interval:
+def _interval(
+    values_ST: np.ndarray, means_R: np.ndarray, least: float, most: float, *, too_few: bool = False
+) -> Interval:
     """Where all values are equal a bootstrap has no spread and would claim certainty. What none of T tasks showed may
-    still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks)."""
+    still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks).
+    Where ``too_few`` tasks differ for any evidence, the interval reaches at least as far."""
     value = float(values_ST.mean())
-    if np.allclose(values_ST, value, rtol=0, atol=1e-12):
+    equal = np.allclose(values_ST, value, rtol=0, atol=1e-12)
+    low, high = (value, value) if equal else np.quantile(means_R, (0.025, 0.975))
+    if equal or too_few:
         unseen = binomtest(0, values_ST.shape[1]).proportion_ci(0.95, method="exact").high
-        bounds = np.array((value - unseen, value + unseen))
-    else:
-        bounds = np.quantile(means_R, (0.025, 0.975))
-    low, high = bounds.clip(least, most)
-    return Interval(value, float(low), float(high))
+        low, high = min(low, value - unseen), max(high, value + unseen)
+    return Interval(value, float(np.clip(low, least, most)), float(np.clip(high, least, most)))
 
 
 def difference(
@@ -189,9 +192,10 @@ def difference(
     means_R = resampled_means(difference_SC)
     which_T = np.arange(difference_ST.shape[1]) if scenarios is None else np.unique(scenarios, return_inverse=True)[1]
     differing = int((np.abs(np.bincount(which_T, difference_ST.sum(axis=0))) > 1e-9).sum())
-    p = max(two_sided_p(means_R, *layout_variance(difference_SC)), min(1.0, 2.0 ** (1 - differing)))
+    least_p = min(1.0, 2.0 ** (1 - differing))
+    p = max(two_sided_p(means_R, *layout_variance(difference_SC)), least_p)
     by_seed = [float(d) for d in difference_SC.mean(axis=1)]
-    return Difference(*_interval(difference_SC, means_R, -reach, reach), p, by_seed)
+    return Difference(*_interval(difference_SC, means_R, -reach, reach, too_few=least_p > 0.05), p, by_seed)
 
 
 def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Unpaired:
