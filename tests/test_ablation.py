@@ -134,7 +134,7 @@ def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
 
     code, text, err = cli(capsys, "results", out / "results.json", "--compare", "base", "GRPO", "--json")
     pair, [planned] = json.loads(text), found["comparisons"]
-    assert code == 0 and pair["diff"] == pytest.approx(-planned["diff"]) and "corrected for nothing" in err
+    assert code == 0 and pair["diff"] == pytest.approx(-planned["diff"]) and "p is uncorrected" in err
     assert load(out / "results.json") == found
     for wrong, message in (
         (["GRPO", "no"], "no such row; the file has base, GRPO"),

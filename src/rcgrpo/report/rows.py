@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,8 @@ def token_effects(results: Mapping[str, Any]) -> list[TokenEffect]:
     for arm in plan["arms"]:
         high, low = (read(cells, arm["row"], token) for token in ("high", "low"))
         if seeds := [seed for seed in plan["seeds"] if seed in high and seed in low]:
-            sides = (np.stack([of[seed] for seed in seeds]) for of in (high, low))
-            evaluated = difference(*sides, plan.get("scenarios"))
+            high_ST, low_ST = (np.stack([of[seed] for seed in seeds]) for of in (high, low))
+            evaluated = difference(high_ST, low_ST, plan.get("scenarios"))
             by_seed = separations(cells, arm["row"])
             probed_ST = np.stack(list(by_seed.values())) if by_seed else None
             sampled = None if probed_ST is None else difference(probed_ST, 0 * probed_ST, probed_scenarios(plan))
@@ -168,19 +168,18 @@ def print_ablation(results: Mapping[str, Any], console: Console) -> None:
 
 
 def print_comparisons(
-    pairs: Iterable[Mapping[str, Any]], graded: str | None, console: Console, *, planned: bool = True
+    pairs: Sequence[Mapping[str, Any]], graded: str | None, console: Console, *, planned: bool = True
 ) -> None:
     """Print pairs of rows by success, by the plan's graded reward and by separation, as far as they have them."""
-    of_measure = {"success": [(pair, pair) for pair in pairs]}
-    for key, name in (("reward", graded), ("separation", "separation, sampled")):
-        of_measure[str(name)] = [(pair, pair[key]) for pair in pairs if key in pair]
-    for measure, tested in of_measure.items():
-        corrected = "p after Holm's correction over the planned comparisons"
-        table = _table(
-            f"{measure}, points; {corrected if planned else 'not planned: p is corrected for nothing'}",
-            ["a", "b"],
-            ["a - b", "95% interval", "p", *(["p (Holm)"] if planned else []), "seeds"],
-        )
+    tests = {
+        "success": [(pair, pair) for pair in pairs],
+        f"{graded}": [(pair, pair["reward"]) for pair in pairs if "reward" in pair],
+        "separation, sampled": [(pair, pair["separation"]) for pair in pairs if "separation" in pair],
+    }
+    corrected = "p after Holm's correction over the planned comparisons" if planned else "not planned: p is uncorrected"
+    figures = ["a - b", "95% interval", "p", *(["p (Holm)"] if planned else []), "seeds"]
+    for measure, tested in tests.items():
+        table = _table(f"{measure}, points; {corrected}", ["a", "b"], figures)
         for pair, test in tested:
             found = [signed(test["diff"]), span(test["low"], test["high"]), p_value(test["p"])]
             found += [p_value(test["p_holm"])] if planned else []
