@@ -42,6 +42,11 @@ When do sampled tokens help? Every stage-1 policy of ToolWorld from which GRPO a
 included, which never met the tokens (`python docs/draw_map.py`, from the same files, seeds that all three rows have):
 
 ![RC-GRPO minus GRPO, against the separation and the success of the policy both start from](map.svg)
+
+What wears the separation down? RC-GRPO from one stage-1 policy, one setting changed at a time
+(`python docs/draw_decay.py`, from `toolworld-decay.json`):
+
+![The separation during training and afterwards, by learning rate, KL and baseline](decay.svg)
 """
 
 

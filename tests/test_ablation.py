@@ -363,6 +363,11 @@ def test_cells_measured_apart_are_joined(recipe):
     assert merge(joined, [(Path("a.json"), first)]) == joined
     with pytest.raises(UserError, match=r"c.json: the cell \('base', 1, 'none'\) was measured twice"):
         merge(joined, [(Path("c.json"), with_cells(empty, [cell("base", 1, "1100")]))])
+    begun = {**second, "plan": {**second["plan"], "commit": "0123", "started": "2026-01-01"}}
+    taken = merge(empty, [(Path("b.json"), begun)])["plan"]  # ours holds the plan alone: the runs began elsewhere
+    assert (taken["commit"], taken["started"]) == ("0123", "2026-01-01")
+    ours = {**first, "plan": {**first["plan"], "commit": None, "started": "2025-01-01"}}
+    assert merge(ours, [(Path("b.json"), begun)])["plan"] == ours["plan"]
     other = {**second, "plan": {**second["plan"], "digest": "0"}}
     with pytest.raises(UserError, match=r"b.json holds another plan"):
         merge(first, [(Path("b.json"), other)])

@@ -357,3 +357,16 @@ def test_the_map_takes_each_start_from_which_both_kinds_of_training_were_run():
     found["cells"] = [c for c in found["cells"] if (c["row"], c["seed"]) != ("RCTP + GRPO", 1)]
     (point,) = points(found)  # on the seed that all three have
     assert tuple(point)[:3] == pytest.approx((10, 50, -50))
+
+
+def test_the_decay_averages_stretches_of_steps_and_seeds():
+    curve = runpy.run_path(str(ROOT / "docs" / "draw_decay.py"))["curve"]
+    cells = [
+        {"row": "RC-GRPO", "curves": {"separation": [0.1] * 4 + [None] + [0.3] * 5 + [0.9]}},
+        {"row": "RC-GRPO", "curves": {"separation": [0.3] * 5 + [0.1] * 5 + [0.9]}},
+        {"row": "RC-GRPO", "curves": None},  # under another token
+        {"row": "GRPO", "curves": {"separation": [None] * 10}},
+    ]
+    steps, points = curve({"cells": cells}, "RC-GRPO")
+    assert steps.tolist() == [3, 8] and points == pytest.approx([20, 20])
+    assert curve({"cells": cells}, "GRPO") is None and curve({"cells": cells}, "SFT") is None

@@ -89,19 +89,22 @@ def with_cells(results: Results, cells: Iterable[dict[str, Any]]) -> Results:
 
 
 def merge(results: Results, others: Iterable[tuple[Path, Results]]) -> Results:
-    """Join cells that were measured apart under one plan.
+    """Join cells that were measured apart under one plan; a plan whose runs start so takes their start over.
 
     Raises :class:`UserError` where another file has another plan, or measured the same cell otherwise.
     """
     cells = {key_of(cell): cell for cell in results["cells"]}
+    plan = results["plan"]
     for path, other in others:
         if other["plan"]["digest"] != results["plan"]["digest"]:
             raise UserError(f"{path} holds another plan: only cells of one plan can be joined")
+        if plan["started"] is None:
+            plan = {**plan, "commit": other["plan"]["commit"], "started": other["plan"]["started"]}
         for cell in other["cells"]:
             known = cells.setdefault(key_of(cell), cell)
             if (known["outcomes"], known.get("rewards")) != (cell["outcomes"], cell.get("rewards")):
                 raise UserError(f"{path}: the cell {key_of(cell)} was measured twice, with different outcomes")
-    return with_cells(results, cells.values())
+    return with_cells({**results, "plan": plan}, cells.values())
 
 
 def outcomes(cells: Iterable[Mapping[str, Any]], row: str, token: str) -> dict[int, np.ndarray]:
