@@ -136,8 +136,13 @@ def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
     pair, [planned] = json.loads(text), found["comparisons"]
     assert code == 0 and pair["diff"] == pytest.approx(-planned["diff"]) and "p is uncorrected" in err
     assert load(out / "results.json") == found
+    code, text, err = cli(capsys, "results", out / "results.json", "--compare", "GRPO@low", "GRPO@none", "--json")
+    means = [
+        sum(c["success"] for c in found["cells"] if (c["row"], c["token"]) == ("GRPO", t)) / 2 for t in ("low", "none")
+    ]
+    assert code == 0 and json.loads(text)["diff"] == pytest.approx(means[0] - means[1]), err
     for wrong, message in (
-        (["GRPO", "no"], "no such row; the file has base, GRPO"),
+        (["GRPO", "GRPO@no"], "no such row; the file has base, GRPO"),
         (["a", "b", "--merge", "x"], "without"),
     ):
         code, _, err = cli(capsys, "results", out / "results.json", "--compare", *wrong)

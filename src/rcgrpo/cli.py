@@ -188,7 +188,7 @@ def results_command(
     page: Annotated[Path | None, typer.Option("--report", help="The page to write; default: FILE with .html.")] = None,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Print these two rows' difference alone: not planned, an exploration."),
+        typer.Option(help="Print the difference of two rows (ROW, or ROW@TOKEN) alone: not planned, an exploration."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -153,13 +153,23 @@ def probed_scenarios(plan: Mapping[str, Any]) -> list[str] | None:
 def unplanned(results: Results, a: str, b: str) -> dict[str, Any]:
     """Two rows that the plan did not set out to compare; ``p_holm`` is corrected for nothing. An exploration.
 
-    Raises :class:`UserError` where the plan has no such row.
+    A row stands under its own token, ``row@token`` under another (and has no separation then, which is of two tokens).
+    Raises :class:`UserError` where the plan has none such.
     """
-    rows = [arm["row"] for arm in results["plan"]["arms"]]
-    if unknown := [row for row in (a, b) if row not in rows]:
-        raise UserError(f"--compare {unknown[0]!r}: no such row; the file has {', '.join(rows)}")
-    [pair] = comparisons({**results["plan"], "comparisons": [[a, b]]}, results["cells"])
-    return pair
+    plan = results["plan"]
+    own = {arm["row"]: arm["token"] for arm in plan["arms"]}
+    arms, cells = [], []
+    for name in (a, b):
+        row, _, token = (name, "", own[name]) if name in own else name.rpartition("@")
+        if row not in own or token not in plan["tokens"]:
+            raise UserError(
+                f"--compare {name!r}: no such row; the file has {', '.join(own)}, each also followed by @ and one of "
+                f"{', '.join(plan['tokens'])}"
+            )
+        arms.append({"row": name, "token": token})
+        cells += [{**cell, "row": name} for cell in results["cells"] if cell["row"] == row]
+    [pair] = comparisons({**plan, "arms": arms, "comparisons": [[a, b]]}, cells)
+    return pair if {a, b} <= own.keys() else {key: value for key, value in pair.items() if key != "separation"}
 
 
 def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
