@@ -141,6 +141,7 @@ def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
         sum(c["success"] for c in found["cells"] if (c["row"], c["token"]) == ("GRPO", t)) / 2 for t in ("low", "none")
     ]
     assert code == 0 and json.loads(text)["diff"] == pytest.approx(means[0] - means[1]), err
+    assert "separation" in pair and "separation" not in json.loads(text)  # which is of two tokens
     for wrong, message in (
         (["GRPO", "GRPO@no"], "no such row; the file has base, GRPO"),
         (["a", "b", "--merge", "x"], "without"),

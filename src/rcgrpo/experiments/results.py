@@ -18,9 +18,10 @@ from rcgrpo.stages.directory import read_json
 
 Results = dict[str, Any]
 """``{"plan": {...}, "cells": [...], "comparisons": [...]}``."""
-DIFFERENCE = Difference._fields
 Key = tuple[str, int, str]
 """Row, seed, token of a cell."""
+UNMEASURED = dict.fromkeys(Difference._fields)
+"""The difference of two rows that have no seed in common yet."""
 
 
 def key_of(cell: Mapping[str, Any]) -> Key:
@@ -89,8 +90,10 @@ def with_cells(results: Results, cells: Iterable[dict[str, Any]]) -> Results:
 
 
 def merge(results: Results, others: Iterable[tuple[Path, Results]]) -> Results:
-    """Join cells that were measured apart under one plan; a plan whose runs start so takes their start over.
+    """Join cells that were measured apart under one plan.
 
+    Where no run of ``results`` has begun, they take over from the first of the others when the runs began, and which
+    commit had fixed the plan.
     Raises :class:`UserError` where another file has another plan, or measured the same cell otherwise.
     """
     cells = {key_of(cell): cell for cell in results["cells"]}
@@ -193,13 +196,13 @@ def comparisons(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[di
             entry["mcnemar"] = [{"seed": s, **test._asdict()} for s, test in zip(seeds, pair.mcnemar, strict=True)]
         if "reward" in plan:
             ours, theirs = rewards(cells, a, token[a]), rewards(cells, b, token[b])
-            entry["reward"] = dict.fromkeys(DIFFERENCE)
+            entry["reward"] = {**UNMEASURED}
             if seeds:
                 sides = (np.stack([of[s] for s in seeds]) for of in (ours, theirs))
                 entry["reward"] = difference(*sides, plan.get("scenarios"))._asdict()
         if probed:
             ours, theirs = separations(cells, a), separations(cells, b)
-            entry["separation"] = dict.fromkeys(DIFFERENCE)
+            entry["separation"] = {**UNMEASURED}
             if shared := [seed for seed in plan["seeds"] if seed in ours and seed in theirs]:
                 sides = (np.stack([of[s] for s in shared]) for of in (ours, theirs))
                 entry["separation"] = difference(*sides, probed_scenarios(plan), reach=2.0)._asdict()
