@@ -17,6 +17,7 @@ from rcgrpo.experiments.ablate import seed_directory
 from rcgrpo.experiments.cells import graded_rewards, thin
 from rcgrpo.experiments.plan import fixing_commit, plan_of
 from rcgrpo.experiments.results import merge, open_results, with_cells, write_results
+from rcgrpo.stages.evaluate import group_means
 
 RECIPE = """
 name = "pair"
@@ -421,3 +422,10 @@ def test_run_and_ablate_each_take_their_own_recipes(capsys, recipe):
     plain.write_text(recipe.read_text().split("[ablation]")[0])
     code, _, err = cli(capsys, "ablate", plain)
     assert code == 2 and "has no table [ablation]" in err
+
+
+def test_probed_groups_keep_the_order_of_the_tasks():
+    """So that those under high and under low are pairs."""
+    played = [("b", 1.0), ("b", 0.0), ("a", 1.0), ("a", 1.0)]
+    episodes = [SimpleNamespace(group_id=group, reward=reward) for group, reward in played]
+    assert group_means(episodes) == [0.5, 1.0]  # pyright: ignore[reportArgumentType]
