@@ -18,7 +18,7 @@ from rcgrpo.errors import UserError
 from rcgrpo.policy.load import load_policy
 from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.collect import collect
-from rcgrpo.stages.directory import RunDirectory
+from rcgrpo.stages.directory import RunDirectory, source_commit
 from rcgrpo.stages.evaluate import evaluation_jobs, replay, summarise
 from rcgrpo.stages.finetune import finetune
 from rcgrpo.stages.pretrain import pretrain
@@ -590,3 +590,27 @@ def test_launched_processes_that_do_not_find_each_other_are_noticed(lights, tmp_
     monkeypatch.setattr("rcgrpo.stages.training.Accelerator", lambda cpu: type("Alone", (), {"num_processes": 1})())
     with pytest.raises(UserError, match="2 processes were launched but accelerate runs 1"):
         reinforce(prepared(tmp_path, recipe), recipe, "rcgrpo")
+
+
+def test_the_commit_is_that_of_the_code_and_not_of_the_folder_it_is_installed_in(tmp_path):
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    package, installed, notes = tmp_path / "src", tmp_path / ".venv" / "pack", tmp_path / "results.json"
+    for folder in (package, installed):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    (tmp_path / ".gitignore").write_text(".venv")
+    notes.touch()
+    assert source_commit(package) is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    commit = git("rev-parse", "--short=12", "HEAD").strip()
+    notes.write_text("figures")  # results grow while the code stays
+    assert source_commit(package) == commit and source_commit(installed) is None
+    (package / "__init__.py").write_text("changed = True")
+    assert source_commit(package) == f"{commit}-dirty"

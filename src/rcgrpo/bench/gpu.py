@@ -38,6 +38,7 @@ from rcgrpo.bench.gpu_work import (
 from rcgrpo.bench.measure import environment, rounded
 from rcgrpo.errors import UserError
 from rcgrpo.policy.lean_adamw import LeanAdamW
+from rcgrpo.stages.directory import write_json
 
 PARTS: tuple[str, ...] = ("correctness", "decode", "update", "step", "peers")
 MISMATCH_BAR = 5e-4
@@ -99,10 +100,7 @@ class Bench:
 
     def write(self) -> None:
         """Whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        half = self.path.with_name(f".{self.path.name}.partial")
-        half.write_text(json.dumps(self.result, indent=1) + "\n")
-        half.replace(self.path)
+        write_json(self.path, self.result)
 
     def _free(self) -> None:
         gc.collect()

@@ -148,6 +148,11 @@ class Recipe(Config):
         assert self.custom is not None  # validated
         return CustomSuite(self.custom)
 
+    @cached_property
+    def tasks_sha256(self) -> str | None:
+        """Hash of the user's tasks file, whose content is no setting; None for the worlds that the package has."""
+        return self.suite.tasks_sha256 if isinstance(self.suite, CustomSuite) else None
+
     def needs(self, name: str) -> list[str]:
         """The stages whose results a stage reads."""
         stage = self.stages[name]
@@ -183,6 +188,8 @@ class Recipe(Config):
     def digest(self, name: str) -> str:
         """Hash of all that decides a stage's result: its table, what it needs, model, world, chat, limits, seed.
 
+        Of a world of the user's own the tasks file's content counts; the code of its tools cannot be seen.
+
         Keys at their default are left out, so that a new option leaves results without it valid.
         """
         content = self.model_dump(
@@ -192,6 +199,7 @@ class Recipe(Config):
             exclude={"rollout": {"vllm"}},  # where a server is decides nothing
         )
         content["stage"] = self.stages[name].model_dump(mode="json", exclude_defaults=True)
+        content |= {} if self.tasks_sha256 is None else {"tasks_sha256": self.tasks_sha256}
         content["needs"] = [self.digest(source) for source in self.needs(name)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import random
@@ -47,13 +48,22 @@ class CustomSuite:
             raise UserError(f"custom.environment = {config.environment!r} has to define start and check")
 
     @cached_property
+    def _content(self) -> bytes:
+        if not self.config.tasks.is_file():
+            raise UserError(f"custom.tasks: no file at {self.config.tasks}")
+        return self.config.tasks.read_bytes()
+
+    @property
+    def tasks_sha256(self) -> str:
+        """Hash of the tasks file, hex."""
+        return hashlib.sha256(self._content).hexdigest()
+
+    @cached_property
     def _tasks(self) -> dict[str, Task]:
         path = self.config.tasks
-        if not path.is_file():
-            raise UserError(f"custom.tasks: no file at {path}")
         tasks: dict[str, Task] = {}
         # as bytes: a line ends at a line feed alone, not at the other separators that a JSON string may hold
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        for number, line in enumerate(self._content.split(b"\n"), 1):
             if not line.strip():
                 continue
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from rcgrpo.episodes.types import Record
 from rcgrpo.errors import UserError
+from rcgrpo.files import write_text
 
 
 class Split(Record):
@@ -31,9 +31,7 @@ class Split(Record):
 
     def save(self, path: Path) -> None:
         """Write the manifest, hash included."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps({**self.model_dump(), "sha256": self.sha256}, indent=1) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps({**self.model_dump(), "sha256": self.sha256}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rcgrpo.files import write_text
 from rcgrpo.report.figures import INK, Colours, Panel, canvas
 from rcgrpo.report.table import percent
 from rcgrpo.stages.directory import write_json
@@ -125,9 +125,7 @@ def write_diagnosis(found: Mapping[str, Any], folder: Path) -> Path:
     """Write ``diagnose.json`` and ``diagnose.html`` into ``folder`` (through renames); returns the page's path."""
     write_json(folder / "diagnose.json", found)
     path = folder / "diagnose.html"
-    partial = path.with_name(".diagnose.html.partial")
-    partial.write_text(render(found), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, render(found))
     return path
 
 

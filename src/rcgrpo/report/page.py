@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rcgrpo.episodes.types import Call, Episode, Message, RewardToken, Step, Verdict
+from rcgrpo.files import write_text
 from rcgrpo.report.data import RunData, overlapping_pools, read_run, select_episodes
 from rcgrpo.report.figures import DASHES, finetune_panels, reinforce_panels, smoothing_window
 from rcgrpo.report.table import percent, signed
@@ -40,10 +40,8 @@ def write_report(run_dir: Path) -> Path:
     ``run_dir`` is not a run directory or a file in it is damaged.
     """
     path = run_dir / "report.html"
-    partial = path.with_name(".report.html.partial")
     # a lone surrogate, which JSON can smuggle into a string, has no UTF-8
-    partial.write_bytes(render(read_run(run_dir)).encode("utf-8", "backslashreplace"))
-    os.replace(partial, path)
+    write_text(path, render(read_run(run_dir)), errors="backslashreplace")
     return path
 
 

@@ -32,14 +32,12 @@ import torch
 from rcgrpo.config import BASE, Recipe, parse_recipe
 from rcgrpo.environments.split import Split
 from rcgrpo.errors import UserError
+from rcgrpo.files import write_text
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON through a temporary file and a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -86,10 +84,7 @@ class StageDirectory:
     def rewind(self, step: int) -> None:
         """Drop metrics of steps after ``step``: they are about to be done again."""
         kept = [m for m in self.metrics() if m["step"] <= step]
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self._metrics.with_name(".metrics.partial")
-        partial.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        os.replace(partial, self._metrics)
+        write_text(self._metrics, "".join(json.dumps(m) + "\n" for m in kept))
 
     def progress(self, done: int, total: int) -> None:
         """Note how far the stage is (at most a few times a second)."""
@@ -136,7 +131,7 @@ class RunDirectory:
             digest = self._digest_of(name)
             if digest not in (None, recipe.digest(name)) and name not in forgotten:
                 raise UserError(
-                    f"{self.path}: stage {name!r} was done or begun with another configuration; "
+                    f"{self.path}: stage {name!r} was done or begun with another configuration (or tasks file); "
                     f"choose another --out, or give --redo {name} to do it and what follows from it again"
                 )
         folders = [self.evaluation(row.row) for row in recipe.evaluate.rows]
@@ -180,14 +175,29 @@ class RunDirectory:
         return str(folder)
 
 
+def source_commit(package: Path) -> str | None:
+    """The commit that a package is checked out from, ``-dirty`` where files of it differ; None where git has it not.
+
+    An installation in the ``.venv`` of somebody's repository is not that repository's.
+    """
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*question: str) -> str:
+        return subprocess.run([git, *question], cwd=package, capture_output=True, text=True).stdout.strip()
+
+    if not ask("ls-files", "__init__.py"):
+        return None
+    return ask("rev-parse", "--short=12", "HEAD") + ("-dirty" if ask("status", "--porcelain", "--", ".") else "")
+
+
 def provenance(seed: int) -> dict[str, Any]:
     """What a reader needs to know about where figures came from."""
     names = ("rcgrpo", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    git = shutil.which("git") and subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}},
-        "commit": (git and git.stdout.strip()) or None,
+        "commit": source_commit(Path(__file__).parents[1]),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -137,6 +137,7 @@ def row_digest(recipe: Recipe, row: RowTable) -> str:
     policy = recipe.digest(row.policy) if row.policy in recipe.stages else recipe.model.model_dump_json()
     settings = recipe.evaluate.model_dump_json(exclude={"rows"})
     limits = recipe.rollout.model_dump_json(exclude={"vllm"}) + recipe.chat.model_dump_json() + recipe.reward
+    limits += recipe.tasks_sha256 or ""
     return f"{policy}/{seed_of(row.model_dump_json(), settings, limits, recipe.seed):x}"
 
 

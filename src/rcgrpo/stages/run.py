@@ -23,7 +23,7 @@ import torch
 from rcgrpo.config import CollectTable, FinetuneTable, PretrainTable, Recipe, RetokeniseTable
 from rcgrpo.errors import UserError
 from rcgrpo.stages.collect import collect
-from rcgrpo.stages.directory import RunDirectory, StageDirectory, provenance, read_json, write_json
+from rcgrpo.stages.directory import RunDirectory, StageDirectory, provenance, write_json
 from rcgrpo.stages.evaluate import evaluate_row, evaluation_size, finished_row
 from rcgrpo.stages.finetune import finetune
 from rcgrpo.stages.pretrain import pretrain
@@ -287,8 +287,3 @@ def default_jobs(recipe: Recipe, processes: int = 1) -> int:
         return 1
     on_gpu = recipe.model.device != "cpu" and torch.cuda.is_available()
     return max(1, torch.cuda.device_count() // processes if on_gpu else min(4, os.cpu_count() or 1))
-
-
-def saved_table(run: RunDirectory) -> list[dict[str, Any]]:
-    """The table of a finished run."""
-    return read_json(run.table_path)
