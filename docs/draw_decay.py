@@ -5,6 +5,7 @@ Left: the separation of the tokens in the batches of training. Right: what is le
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -25,19 +26,21 @@ STRETCH = 5
 def curve(results: Results, row: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Steps and separation in points, each stretch and all seeds averaged; None where the batches held one token."""
     curves = [cell["curves"] for cell in results["cells"] if cell["row"] == row and cell["curves"]]
-    values_SP = np.array([c["separation"] for c in curves], dtype=float)
-    if not curves or np.isnan(values_SP).all():
+    steps, values = (np.array([x for c in curves for x in c[key]], dtype=float) for key in ("step", "separation"))
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    if not len(values):
         return None
-    points = values_SP.shape[1] // STRETCH
-    stretches = np.nanmean(values_SP[:, : points * STRETCH].reshape(len(curves), points, STRETCH), axis=2)
-    return np.arange(points) * STRETCH + (STRETCH + 1) / 2, 100 * stretches.mean(axis=0)
+    stretch = ((steps - 0.5) // STRETCH).astype(int)
+    shown = np.unique(stretch)
+    at, separation = (np.array([of[stretch == one].mean() for one in shown]) for of in (steps, values))
+    return at, 100 * separation
 
 
 def draw(results: Results) -> None:
     """Two panels; an arm has one colour in both."""
     effects = [effect for effect in token_effects(results) if effect.sampled]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.0), layout="constrained")
-    for y, (effect, colour) in enumerate(zip(effects, plt.get_cmap("tab10").colors, strict=False)):
+    for y, (effect, colour) in enumerate(zip(effects, cycle(plt.get_cmap("tab10").colors))):
         if effect.sampled is None:
             continue
         if found := curve(results, effect.row):

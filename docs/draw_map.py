@@ -5,6 +5,7 @@ Each point is one stage-1 policy, from which GRPO and RC-GRPO were both run for 
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -36,7 +37,10 @@ class Point(NamedTuple):
 
 
 def points(results: Results) -> list[Point]:
-    """Of every row ``X`` beside which are ``X + GRPO`` and ``X + RC-GRPO``, on the seeds that all three have."""
+    """Of every row ``X`` beside which are ``X + GRPO`` and ``X + RC-GRPO``, on the seeds that all three have.
+
+    Seeds whose separation was not measured are left out.
+    """
     token = {arm["row"]: arm["token"] for arm in results["plan"]["arms"]}
     found = []
     for start in token:
@@ -44,13 +48,15 @@ def points(results: Results) -> list[Point]:
         if not token.keys() >= set(rows):
             continue
         by_seed = [outcomes(results["cells"], row, token[row]) for row in rows]
-        seeds = sorted(set.intersection(*map(set, by_seed)))
+        own = [cell for cell in results["cells"] if (cell["row"], cell["token"]) == (start, token[start])]
+        separation = {cell["seed"]: cell["separation"] for cell in own if cell["separation"] is not None}
+        seeds = sorted(set.intersection(*map(set, by_seed), separation))
         if not seeds:
             continue
         before, *trained = (np.stack([of[seed] for seed in seeds]) for of in by_seed)
         gain = compare(*trained)
-        separation = fmean(c["separation"] for c in results["cells"] if c["row"] == start and c["seed"] in seeds)
-        found.append(Point(*(100 * x for x in (separation, before.mean(), gain.diff, gain.low, gain.high))))
+        measured = (fmean(separation[seed] for seed in seeds), before.mean(), gain.diff, gain.low, gain.high)
+        found.append(Point(*(100 * x for x in measured)))
     return found
 
 
@@ -63,7 +69,7 @@ def draw(drawn: dict[str, list[Point]]) -> None:
         ("separation after stage 1 (points, sampled)", "success after stage 1 (%, greedy)"),
         strict=True,
     ):
-        for (name, found), marker in zip(drawn.items(), MARKERS, strict=False):
+        for (name, found), marker in zip(drawn.items(), cycle(MARKERS)):
             gains = [p.gain for p in found]
             bars = [[p.gain - p.low for p in found], [p.high - p.gain for p in found]]
             at = [getattr(p, key) for p in found]

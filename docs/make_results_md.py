@@ -25,7 +25,8 @@ How to read the figures:
   tasks jointly for all seeds, calibrated by simulation (`tests/test_experiment_statistics.py`); where all outcomes
   are equal, the exact binomial bound over tasks.
 - Differences are paired: the same tasks and the same seeds. `p (Holm)` is corrected over all planned comparisons of a
-  file. h is Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). McNemar's exact p is of each seed alone.
+  file; p alone is corrected for nothing. h is Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). McNemar's exact p
+  is of each seed alone. p also heeds Student's t far out, so an interval may just exclude 0 beside a p above 0.05.
 - Flat groups: the share of groups sampled at temperature 1 under the row's token in which all outcomes are the same.
   Separation: sampled success under high minus that under low, in points.
 - Where a section names a reward (`turn_fraction`: the share of a task's turns before the first wrong one), "sampled",
@@ -33,7 +34,7 @@ How to read the figures:
   correction of their own. Success is the primary measure.
 - Where several test tasks come from one scenario, intervals and p resample scenarios instead of tasks.
 - High - low: what the tokens change, the same policy under high minus under low. A row that never met the tokens shows
-  what the words themselves do to it, for they start as the words that they name.
+  what the words themselves do to it, for they start as the words that they name. p is corrected for nothing there.
 - Budgets (episodes of stage 1, rollouts) are equal among rows that have the stage in question, except where a note says
   why not.
 - Times are by the clock, on two cores that other work shared: they say what it took, not how fast a row is.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from rcgrpo.episodes.store import read_episodes
 from rcgrpo.errors import UserError
 from rcgrpo.experiments.ablate import seed_directory
 from rcgrpo.experiments.cells import graded_rewards, thin
-from rcgrpo.experiments.plan import fixing_commit, plan_of
+from rcgrpo.experiments.plan import fixing_commit, plan_of, seed_recipe
 from rcgrpo.experiments.results import merge, open_results, with_cells, write_results
-from rcgrpo.stages.evaluate import group_means
+from rcgrpo.stages.evaluate import group_means, row_digest
+from rcgrpo.stages.training import Interrupted
 
 RECIPE = """
 name = "pair"
@@ -90,7 +92,7 @@ def load(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
+def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe, monkeypatch):
     out = recipe.parent / "out"
     code, text, err = cli(capsys, "ablate", recipe, "--out", out, "--dry-run", "--json")
     assert code == 0 and not out.exists(), err
@@ -125,7 +127,8 @@ def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
     code, text, _ = cli(capsys, "ablate", recipe, *copy)
     assert code == 0 and json.loads(text)["left"] == []
     code, text, _ = cli(capsys, "ablate", recipe, *copy, "--redo", "grpo")
-    assert len(json.loads(text)["left"]) == 10
+    pieces = ["experts", "sft", "grpo", "evaluate grpo (3 rows)"]  # base follows from no stage
+    assert json.loads(text)["left"] == [f"seed {seed}: {piece}" for seed in (0, 1) for piece in pieces]
 
     code, text, err = cli(capsys, "results", out / "results.json", "--merge", out / "results.json", "--json")
     assert code == 0 and load(out / "results.json") == found, err
@@ -149,6 +152,43 @@ def test_a_matrix_is_run_piece_by_piece_and_each_piece_once(capsys, recipe):
     ):
         code, _, err = cli(capsys, "results", out / "results.json", "--compare", *wrong)
         assert code == 2 and message in " ".join(err.split())
+    check_conflicts(capsys, recipe, out)
+    check_redo(capsys, recipe, out, monkeypatch)
+
+
+def check_conflicts(capsys, recipe: Path, out: Path) -> None:
+    """A stage that was deleted to free the disk costs nothing; a run that contradicts the file is not believed."""
+    found = load(out / "results.json")
+    shutil.rmtree(out / "seed-0" / "stages" / "grpo")
+    code, _, err = cli(capsys, "ablate", recipe, "--out", out)
+    assert code == 0 and load(out / "results.json") == found, err
+    other = {**found, "cells": [{**found["cells"][0], "outcomes": "0101"}, *found["cells"][1:]]}
+    write_results(out / "other.json", other)
+    code, _, err = cli(capsys, "ablate", recipe, "--out", out, "--results", out / "other.json")
+    assert code == 2 and "('base', 0, 'none') was measured twice, with different outcomes" in " ".join(err.split())
+    assert load(out / "other.json") == other
+
+
+def check_redo(capsys, recipe: Path, out: Path, monkeypatch) -> None:
+    """What is done again leaves the results first, so that the command without --redo goes on after a Ctrl-C."""
+    with monkeypatch.context() as patched:
+        patched.setattr("rcgrpo.experiments.ablate.work_off", raised(Interrupted()))
+        patched.setattr("sys.argv", ["rcgrpo", "ablate", "--redo", "grpo"])
+        code, _, err = cli(capsys, "ablate", recipe, "--out", out, "--seeds", "1,", "--redo", "grpo")
+    assert code == 130 and "the same command without --redo goes on" in " ".join(err.split())
+    left = {(c["row"], c["seed"]) for c in load(out / "results.json")["cells"]}
+    assert left == {("base", 0), ("base", 1), ("GRPO", 0)}
+    code, text, _ = cli(capsys, "ablate", recipe, "--out", out, "--dry-run", "--json")
+    assert json.loads(text)["left"] == ["seed 1: grpo", "seed 1: evaluate grpo (3 rows)"]
+
+
+def raised(error: BaseException):
+    """A function that raises it."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 def check_cells(found: dict, out: Path) -> None:
@@ -263,6 +303,10 @@ def test_a_plan_is_committed_before_the_runs_and_holds_from_then_on(capsys, reci
     repository.mkdir()
     git(repository, "init", "-q")
     path, out = repository / "pair.json", recipe.parent / "out"
+    path.write_text("{}")  # a placeholder, which ends no search
+    git(repository, "add", "pair.json")
+    git(repository, "commit", "-qm", "later")
+    path.unlink()
     where = ["--out", out, "--results", path, "--only", "base", "--seeds", "1"]
     code, text, err = cli(capsys, "ablate", recipe, *where, "--plan-only", "--json")
     assert code == 0 and not out.exists(), err
@@ -308,6 +352,23 @@ def test_a_plan_committed_with_results_in_it_was_not_fixed_beforehand(capsys, re
     assert fixing_commit(path, results["plan"]["digest"]) is None
 
 
+def test_what_decides_the_figures_changes_the_digest_of_a_plan(recipe):
+    sampled = [planned(recipe, "evaluate.temperature=0.7", f"evaluate.top_p={p}")["digest"] for p in (1.0, 0.5)]
+    assert len({planned(recipe)["digest"], *sampled}) == 3
+
+    tasks = recipe.parent / "mine.jsonl"
+    custom = load_recipe(recipe).custom
+    assert custom is not None
+    first, *others = custom.tasks.read_text().splitlines()
+    digests = set()
+    for note in ("one", "another"):  # the same ids and settings, other content
+        tasks.write_text("\n".join([json.dumps({**json.loads(first), "data": {"note": note}}), *others]))
+        mine = load_recipe(recipe, [f"custom.tasks={str(tasks)!r}"])
+        row = seed_recipe(mine, 0).evaluate.rows[0]
+        digests |= {plan_of(mine)["digest"], mine.digest("grpo"), row_digest(mine, row)}
+    assert len(digests) == 6
+
+
 def planned(recipe: Path, *overrides: str) -> dict:
     return plan_of(load_recipe(recipe, list(overrides)))
 
@@ -330,6 +391,9 @@ def test_replaced_groups_and_replayed_batches_count(recipe):
     resampling = (MORE % (4, 2, 1)).replace("updates", "resample=2, rollout_budget=8, updates")
     plan = planned(recipe, resampling, ARMS % ", unmatched='more updates'", "ablation.comparisons=[]")
     assert tuple(plan["arms"][2]["budget"].values()) == (8, 8, 4)
+    capped = (MORE % (4, 2, 1)).replace("updates", "rollout_budget=11, updates")  # 2 whole batches of 4
+    plan = planned(recipe, capped, ARMS % "", "ablation.comparisons=[]")
+    assert tuple(plan["arms"][2]["budget"].values()) == (8, 8, 2)
     with pytest.raises(UserError, match=r"stages.more: resample = 2 .* give rollout_budget too \(16"):
         planned(recipe, resampling.replace("rollout_budget=8, ", ""), ARMS % "", "ablation.comparisons=[]")
     replaying = (MORE % (2, 2, 1)).replace("updates", "replay={data=['experts'], batch=3}, updates")
@@ -375,6 +439,7 @@ def test_cells_measured_apart_are_joined(recipe):
     assert (taken["commit"], taken["started"]) == ("0123", "2026-01-01")
     ours = {**first, "plan": {**first["plan"], "commit": None, "started": "2025-01-01"}}
     assert merge(ours, [(Path("b.json"), begun)])["plan"] == ours["plan"]
+    assert merge(begun, [(Path("a.json"), ours)])["plan"] == ours["plan"]  # one that was not fixed beforehand is enough
     other = {**second, "plan": {**second["plan"], "digest": "0"}}
     with pytest.raises(UserError, match=r"b.json holds another plan"):
         merge(first, [(Path("b.json"), other)])

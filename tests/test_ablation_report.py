@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.stats import binomtest
 
 from rcgrpo.experiments.results import read_results, with_cells, write_results
+from rcgrpo.experiments.statistics import difference
 from rcgrpo.report.ablation import arm_views, forest_reach, notes, render_ablation, shown_at_first, trained_arms
 from rcgrpo.report.ablation_figures import Trained, band, end_of_training
 from rcgrpo.report.markdown import leak_section, markdown_table, results_section
@@ -111,6 +113,8 @@ def test_a_band_is_the_mean_and_the_range_of_the_seeds():
     assert band([cell([None, None])], "kl") is None
     shorter = band([cell([1.0, 2.0, 3.0]), cell([3.0])], "kl")
     assert shorter is not None and shorter.mean == [2, 2, 3]
+    thinned = band([cell([2.0, 4.0], [2, 4]), cell([1.0, 2.0, 3.0])], "kl")  # a longer run, of fewer points
+    assert thinned is not None and (thinned.steps, thinned.mean, thinned.low) == ([2, 4], [2, 4], [2, 4])
 
 
 def test_the_end_of_training_is_its_last_fifth():
@@ -138,7 +142,10 @@ def test_rows_average_what_is_known_and_time_counts_shared_stages_once(results):
 def test_what_a_reader_must_know_is_said(results):
     assert notes(results) == ["DAPO has another budget: it resamples flat groups, at most twice."]
     fewer = with_cells(results, [{**c, "gradient_steps": 46} for c in results["cells"] if c["row"] == "DAPO"])
-    assert "DAPO: replaced groups used up its rollouts after 46 of 100 gradient steps." in notes(fewer)
+    assert "DAPO: its budget of rollouts was used up after 46 of 100 gradient steps." in notes(fewer)
+    partly = with_cells(results, [])
+    partly["cells"] = [c for c in partly["cells"] if (c["row"], c["token"], c["seed"]) != ("SFT", "low", 3)]
+    assert "Measured under other seeds than the row under its own token: SFT under low." in notes(partly)
     loose = synthetic_results(2, 20, commit=None)
     loose["cells"] = [c for c in loose["cells"] if c["seed"] == 0]
     found = " ".join(notes(loose))
@@ -304,6 +311,13 @@ def test_what_the_tokens_change_by_hand():
     assert token_effects(clustered)[0].evaluated.by_seed == x.evaluated.by_seed
 
 
+def test_a_separation_that_no_probed_task_shows_may_be_twice_as_far_off_as_a_success():
+    none = np.zeros((1, 8))
+    unseen = binomtest(0, 8).proportion_ci(0.95, method="exact").high
+    assert difference(none, none, reach=2.0).high == pytest.approx(2 * unseen)
+    assert difference(none, none).high == pytest.approx(unseen)
+
+
 def test_a_separation_can_differ_by_more_than_one():
     rows = {("x", "high", 0): ("1111", [1.0, 1.0]), ("x", "low", 0): ("1111", [0.0, 0.0])}
     rows |= {("y", token, 0): (marks, [m, m]) for token, marks, m in (("high", "1111", 0.0), ("low", "1111", 1.0))}
@@ -361,12 +375,16 @@ def test_the_map_takes_each_start_from_which_both_kinds_of_training_were_run():
 
 def test_the_decay_averages_stretches_of_steps_and_seeds():
     curve = runpy.run_path(str(ROOT / "docs" / "draw_decay.py"))["curve"]
+
+    def curves(values):
+        return {"step": list(range(1, len(values) + 1)), "separation": values}
+
     cells = [
-        {"row": "RC-GRPO", "curves": {"separation": [0.1] * 4 + [None] + [0.3] * 5 + [0.9]}},
-        {"row": "RC-GRPO", "curves": {"separation": [0.3] * 5 + [0.1] * 5 + [0.9]}},
+        {"row": "RC-GRPO", "curves": curves([None, *[0.1] * 4, *[0.3] * 5])},
+        {"row": "RC-GRPO", "curves": curves([0.1] * 5 + [0.1] * 5 + [0.9])},  # one step longer
         {"row": "RC-GRPO", "curves": None},  # under another token
-        {"row": "GRPO", "curves": {"separation": [None] * 10}},
+        {"row": "GRPO", "curves": curves([None] * 10)},
     ]
     steps, points = curve({"cells": cells}, "RC-GRPO")
-    assert steps.tolist() == [3, 8] and points == pytest.approx([20, 20])
+    assert steps == pytest.approx([(14 + 15) / 9, 8, 11]) and points == pytest.approx([10, 20, 90])
     assert curve({"cells": cells}, "GRPO") is None and curve({"cells": cells}, "SFT") is None

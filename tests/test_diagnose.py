@@ -234,6 +234,7 @@ MISTAKES = [
     (["--tasks", "500"], ["--tasks 500", "pool 'train' has 18"]),
     (["--group", "1"], ["--group 1", "group_size is 2"]),
     (["--temperatures", "warm"], ["--temperatures 'warm'", "numbers"]),
+    (["--temperatures", "1.2,nan"], ["--temperatures '1.2,nan'", "finite"]),
     (["--temperatures", "0", "--tasks", "8"], ["--temperatures 0", "above 0"]),
     (["--pool", "nowhere"], ["--pool nowhere", "train"]),
     (["--stage", "sft"], ["--stage sft", "grpo"]),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap, fisher_exact, ttest_1samp, ttest_ind
+from scipy.stats import binom, binomtest, bootstrap, fisher_exact, ttest_1samp, ttest_ind
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
@@ -64,6 +64,34 @@ def two_way_model(values: np.ndarray) -> tuple[float, float, float]:
     frame = pd.DataFrame({"y": values.ravel(), "seed": seeds.ravel(), "task": tasks.ravel()})
     table = anova_lm(ols("y ~ C(seed) + C(task)", frame).fit())
     return tuple(table["mean_sq"][name] for name in ("C(seed)", "C(task)", "Residual"))
+
+
+def test_a_first_success_does_not_narrow_the_interval_of_none():
+    """Clopper-Pearson where few tasks show anything, and its mirror image where few do not."""
+    for solved in range(6):
+        one = (np.arange(120) < solved).astype(np.int8)[None]
+        exact = binomtest(solved, 120).proportion_ci(0.95, method="exact")
+        found, mirrored = mean_interval(one), mean_interval(1 - one)
+        assert found.low <= exact.low + 1e-12 and found.high >= exact.high - 1e-12
+        assert (mirrored.low, mirrored.high) == pytest.approx((1 - found.high, 1 - found.low))
+        assert mean_interval(np.repeat(one, 3, axis=0)).high >= exact.high - 1e-12
+    three = (np.arange(120) < 3).astype(np.int8)[None]  # of one scenario of 40
+    assert mean_interval(three, [f"{i // 3:02}" for i in range(120)]).high == pytest.approx(
+        binomtest(1, 40).proportion_ci(0.95, method="exact").high
+    )
+
+
+def rare_coverage(monkeypatch, few: int) -> float:
+    """How often 120 tasks, each solved with probability 0.03, give an interval that covers 0.03; exactly."""
+    monkeypatch.setattr(statistics, "FEW", few)
+    found = [mean_interval((np.arange(120) < solved).astype(np.int8)[None]) for solved in range(15)]
+    chances = binom.pmf(range(15), 120, 0.03)
+    return float(sum(p for p, interval in zip(chances, found, strict=True) if interval.low <= 0.03 <= interval.high))
+
+
+def test_rare_successes_are_covered(monkeypatch):
+    assert rare_coverage(monkeypatch, statistics.FEW) > 0.95
+    assert rare_coverage(monkeypatch, 0) < 0.9  # the negative control: the bootstrap alone
 
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.5, 3.0])

@@ -1,5 +1,6 @@
 """Predictions of flat groups: against enumeration, exact expectations, simulation, and known policies."""
 
+import re
 from itertools import combinations, product
 
 import numpy as np
@@ -198,6 +199,10 @@ def test_prompts_that_all_agree_still_have_an_interval():
     estimate = PromptBootstrap(32).mean(np.ones(32))
     assert estimate.value == estimate.high == 1
     assert 0.85 < estimate.low < 0.95
+    level = PromptBootstrap(32).mean(np.zeros(32), least=-1.0)  # a difference that no prompt shows
+    unseen = 1 - estimate.low  # Wilson's bound on prompts that do
+    assert level == (0, pytest.approx(-unseen), pytest.approx(unseen))
+    assert PromptBootstrap(32).mean(np.full(32, 0.5)).low == pytest.approx(0.5 * (1 - unseen))
     with pytest.raises(ValueError, match="at least 2"):
         PromptBootstrap(1)
 
@@ -293,6 +298,19 @@ RULES = {
 def test_advice_follows_the_rules(name):
     rates, wanted = RULES[name]
     assert actions(*rates) == wanted
+
+
+def test_tokens_that_cut_both_ways_are_not_said_to_leave_groups_flat():
+    """High solves one half of the prompts, low the other: no separation, and yet every mixed group differs."""
+    n, always, never = 16, np.full(16, 16), np.zeros(16, dtype=int)
+    counts = Counts(n, np.r_[always, never], np.r_[always, never], np.r_[never, always])
+    found, bootstrap = reading(counts), PromptBootstrap(32)
+    assert found.separation.value == 0 and found.find("stratified", 8).flat.value == 0
+    advised = {advice.action: advice.why for advice in advise([found], 8, bootstrap)}
+    assert re.search(r"100 \(.*points fewer are flat, but high is not the better", advised["do not mix"])
+    same = reading(Counts(n, counts.none, counts.high, counts.high))
+    [why] = [a.why for a in advise([same], 8, bootstrap) if a.action == "do not mix"]
+    assert "nothing that mixing could use" in why
 
 
 def test_plain_groups_have_no_token_only_where_high_is_shown_to_be_worse():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shlex
 import signal
 import sys
@@ -287,7 +288,8 @@ def diagnose(
     stage: Annotated[str | None, typer.Option(help="Stage 2 to predict groups of; default: the recipe's own.")] = None,
     tasks: Annotated[int, typer.Option(min=8, help="Tasks to roll out.")] = 32,
     group: Annotated[
-        int | None, typer.Option(help="Rollouts of each task under each token; default: twice the stage's group_size.")
+        int | None,
+        typer.Option(min=1, help="Rollouts of each task under each token; default: twice the stage's group_size."),
     ] = None,
     temperatures: Annotated[
         str | None, typer.Option(help="Others to measure too: 1.2,1.5, or none; default: 1.3 times the stage's.")
@@ -324,9 +326,12 @@ def diagnose(
 def parse_temperatures(text: str) -> list[float]:
     """Numbers separated by commas, or ``none``."""
     try:
-        return [] if text == "none" else [float(part) for part in text.split(",")]
+        temperatures = [] if text == "none" else [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--temperatures {text!r}: give numbers separated by commas, or none") from None
+    if not all(math.isfinite(temperature) for temperature in temperatures):
+        raise UserError(f"--temperatures {text!r}: give finite numbers")
+    return temperatures
 
 
 @app.command()
@@ -421,7 +426,8 @@ def guarded(command: Callable[[], Any]) -> int:
         log.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     except (Interrupted, KeyboardInterrupt):
-        log.print("stopped; the same command goes on from the last resume point", highlight=False)
+        aside = " without --redo" if any(argument.startswith("--redo") for argument in sys.argv) else ""
+        log.print(f"stopped; the same command{aside} goes on from the last resume point", highlight=False)
         return 130
     except Exception:  # noqa: BLE001  a failure of ours: the traceback helps whoever reports it
         traceback.print_exc()

@@ -24,8 +24,9 @@ class PromptBootstrap:
     """Resamples prompts with all their rollouts; every figure uses the same resamples, so differences are paired.
 
     Percentile intervals, stretched about the estimate by ``sqrt(K / (K-1)) t / z``, because the bootstrap of few
-    prompts takes their spread for exact. Where all prompts agree on 0 or on 1 there is no spread to resample: then it
-    is the Wilson interval of K trials, the widest for values in [0, 1].
+    prompts takes their spread for exact. Where all prompts agree there is no spread to resample: then prompts that none
+    of the K drawn showed may be as frequent as Wilson's bound says, and at either end of the range of values. Where all
+    agree on 0 or on 1 that is the Wilson interval of K trials.
     """
 
     def __init__(self, prompts: int, seed: int = 0, resamples: int = 2000) -> None:
@@ -38,9 +39,9 @@ class PromptBootstrap:
     def mean(self, values_K: np.ndarray, least: float = 0.0) -> Estimate:
         """The mean over prompts of values in [least, 1]."""
         value = float(values_K.mean())
-        if np.ptp(values_K) < 1e-12 and round(value, 12) in (0.0, 1.0) and least == 0:
-            low, high = proportion_confint(round(value) * len(values_K), len(values_K), method="wilson")
-            return Estimate(value, float(low), float(high))
+        if np.ptp(values_K) < 1e-12:
+            unseen = float(proportion_confint(0, len(values_K), method="wilson")[1])
+            return Estimate(value, value + unseen * (least - value), value + unseen * (1.0 - value))
         return self._around(value, self.weights_RK @ values_K, least, 1.0)
 
     def ratio(self, part_K: np.ndarray, whole_K: np.ndarray) -> Estimate | None:

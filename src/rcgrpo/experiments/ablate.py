@@ -10,7 +10,7 @@ from typing import Any
 from rcgrpo.config import ArmTable, Recipe
 from rcgrpo.experiments.cells import found_cells
 from rcgrpo.experiments.plan import ablation_of, cell_name, seed_recipe
-from rcgrpo.experiments.results import Results, key_of, read_results, start, with_cells, write_results
+from rcgrpo.experiments.results import Results, check_same, key_of, read_results, start, with_cells, write_results
 from rcgrpo.stages.directory import RunDirectory, provenance, write_json
 from rcgrpo.stages.run import Watcher, Work, forget, plan, work_off
 
@@ -31,10 +31,10 @@ def work_left(
 ) -> list[Work]:
     """What is left to do: seed by seed, arm by arm; an arm's stages, then the cells of its tokens.
 
-    A cell that ``results`` hold is done, wherever it was measured, also where its run directory is gone; with
-    ``redo`` nothing is taken for done but what the run directories hold.
+    A cell that ``results`` hold is done, wherever it was measured, also where its run directory is gone, unless
+    ``redo`` names a stage that its policy follows from.
     """
-    measured = {key_of(cell) for cell in results["cells"]} if not redo else set()
+    measured = {key_of(cell) for cell in without_redone(recipe, results, seeds, redo)["cells"]}
     work: dict[Path, Work] = {}
     for seed in seeds:
         run, seeded = seed_directory(out, seed), seed_recipe(recipe, seed)
@@ -61,7 +61,9 @@ def ablate(
 ) -> Results:
     """Do what is left of the chosen seeds and arms; ``results`` so far grow by the cells and are written to ``path``.
 
-    They are written after every piece of work, and where it is stopped by Ctrl-C or fails: all cells found by then.
+    They are written before the first piece of work and after each, also where it is stopped by Ctrl-C or fails: all
+    cells found by then. What ``redo`` makes void leaves the file first, so that the command without it goes on.
+    Raises :class:`UserError` where ``out`` and the file hold one cell with different outcomes.
     """
     start(path, results)
     for seed in seeds:
@@ -69,22 +71,37 @@ def ablate(
         run.prepare(seeded, redo)
         forget(run, seeded, redo)
         write_json(run.path / "provenance.json", {**provenance(seed), "jobs": jobs, "processes": processes})
+    if redo:
+        write_results(path, without_redone(recipe, read_results(path), seeds, redo))
 
     def keep() -> None:
         known = read_results(path)  # again: another session may add cells
         write_results(path, collect(recipe, out, {**known, "plan": {**results["plan"], **known["plan"]}}))
 
-    left = work_left(recipe, out, results, seeds, arms, processes, redo)
-    work_off(left, jobs=jobs, processes=processes, watch=watch, finished=keep)
     keep()
+    left = work_left(recipe, out, read_results(path), seeds, arms, processes)
+    work_off(left, jobs=jobs, processes=processes, watch=watch, finished=keep)
     return read_results(path)
 
 
+def without_redone(recipe: Recipe, results: Results, seeds: Sequence[int], redo: Sequence[str]) -> Results:
+    """The results without the cells of these seeds whose policy follows from a stage that is done again."""
+    again = recipe.with_followers(redo)
+    void = {arm.row for arm in ablation_of(recipe).arms if arm.policy in again}
+    kept = [cell for cell in results["cells"] if not (cell["row"] in void and cell["seed"] in seeds)]
+    return with_cells({**results, "cells": kept}, [])
+
+
 def collect(recipe: Recipe, out: Path, results: Results) -> Results:
-    """The results with every cell that is found under ``out``, whatever session or machine measured it."""
+    """The results with every cell that is found under ``out``, whatever session or machine measured it.
+
+    Raises :class:`UserError` where the results hold one of them with different outcomes.
+    """
     cells: list[dict[str, Any]] = []
     for seed in ablation_of(recipe).seeds:
         run = seed_directory(out, seed)
         if (run.path / "config.json").is_file():
-            cells += found_cells(recipe, run, seed)
+            found = found_cells(recipe, run, seed)
+            check_same(results["cells"], found, f"{run.path} (--redo, or another --out, parts them)")
+            cells += found
     return with_cells(results, cells)

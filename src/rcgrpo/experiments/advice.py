@@ -1,7 +1,8 @@
 """What to do next: rules with fixed thresholds over the figures of a diagnosis, each stating its numbers.
 
-A rule speaks only where a 95% interval, not just an estimate, lies on one side of its threshold. Plain groups are
-those that GRPO would sample: all under high, or without a token where that is shown to succeed more often.
+A rule speaks only where a 95% interval, not just an estimate, lies on one side of its threshold; of a fall that is
+shown, its estimate decides whether it is worth its cost. Plain groups are those that GRPO would sample: all under high,
+or without a token where that is shown to succeed more often.
 """
 
 from __future__ import annotations
@@ -69,12 +70,6 @@ def _about_mixing(now: Reading, base: Prediction, bootstrap: PromptBootstrap) ->
     if base.flat.high < FEW_FLAT:
         yield Advice("do not mix", f"only {plain}: GRPO has its signal")
         return
-    if now.separation.low <= 0 or now.separation.high < LEAST_SEPARATION:
-        least = "not shown to be above 0" if now.separation.low <= 0 else f"below {100 * LEAST_SEPARATION:.0f}"
-        how = "train it longer, or on failures that differ more from the successes"
-        yield Advice("train stage 1", f"{separation}, which is {least}: {how}")
-        yield Advice("do not mix", "without separation a mixed group is flat as often as a plain one")
-        return
     mixed = [m for m in (now.find(scheme, base.group_size) for scheme in ("stratified", "iid")) if m is not None]
     gated = now.find("gated", base.group_size)
     best = min(mixed if gated is None else [*mixed, gated], key=lambda m: m.flat.value)
@@ -83,7 +78,15 @@ def _about_mixing(now: Reading, base: Prediction, bootstrap: PromptBootstrap) ->
         best = min(mixed, key=lambda m: m.flat.value)
         fall = _fall(base, best, bootstrap)
     numbers = f"{plain}, {share(best.flat)} with {best.scheme} tokens; {separation}"
-    if fall.low > 0:
+    if now.separation.low <= 0 or now.separation.high < LEAST_SEPARATION:
+        least = "not shown to be above 0" if now.separation.low <= 0 else f"below {100 * LEAST_SEPARATION:.0f}"
+        how = "train it longer, or on failures that differ more from the successes"
+        yield Advice("train stage 1", f"{separation}, which is {least}: {how}")
+        fewer = f"{points(fall)} points fewer are flat, but high is not the better token: differences without direction"
+        yield Advice(
+            "do not mix", f"{numbers}. {fewer}" if fall.low > 0 else f"{numbers}: nothing that mixing could use"
+        )
+    elif fall.low > 0:
         assert best.token_only is not None
         only = f"in {share(best.token_only)} of all groups the reward differs between tokens only"
         teaches = "these teach 'high beats low' and not the task"

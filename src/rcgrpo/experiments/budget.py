@@ -37,24 +37,26 @@ def budget_of(recipe: Recipe, policy: str) -> Budget:
                 )
             episodes += table.steps * table.batch
         elif isinstance(table, ReinforceTable):
-            steps = table.steps * table.updates
-            rollouts += planned_rollouts(name, table)
+            batches, played = planned_rollouts(name, table)
+            rollouts += played
+            steps = batches * table.updates
             gradient_steps += steps
             episodes += steps * table.replay.batch if table.replay else 0
     return Budget(episodes, rollouts, gradient_steps)
 
 
-def planned_rollouts(name: str, table: ReinforceTable) -> int:
-    """Episodes that a reinforce stage plays: its batches', or its budget where flat groups are replaced."""
-    batches = table.steps * table.groups * table.group_size
+def planned_rollouts(name: str, table: ReinforceTable) -> tuple[int, int]:
+    """Batches and episodes that a reinforce stage plays; where flat groups are replaced, its budget of episodes."""
+    batch = table.groups * table.group_size
     if not table.resample:
-        return min(batches, table.rollout_budget or batches)
+        batches = table.steps if table.rollout_budget is None else min(table.steps, table.rollout_budget // batch)
+        return batches, batches * batch
     if table.rollout_budget is None:
         raise UserError(
             f"stages.{name}: resample = {table.resample} plays a number of rollouts that is not known beforehand; "
-            f"give rollout_budget too ({batches}: as many as without resample)"
+            f"give rollout_budget too ({table.steps * batch}: as many as without resample)"
         )
-    return table.rollout_budget
+    return table.steps, table.rollout_budget
 
 
 def check_budgets(recipe: Recipe, arms: list[ArmTable]) -> dict[str, Budget]:

@@ -24,12 +24,17 @@ POINTS = 50
 
 
 def found_cells(recipe: Recipe, run: RunDirectory, seed: int) -> list[dict[str, Any]]:
-    """All cells of a seed that are measured under the present settings, in the plan's order."""
+    """All cells of a seed that are measured under the present settings, in the plan's order.
+
+    None of a policy one of whose stages is gone: what it cost is not known any more, and an ablation does it again.
+    """
     seeded = seed_recipe(recipe, seed)
     rows = {row.row: finished_row(run, seeded, row) for row in seeded.evaluate.rows}
     cells = []
     for arm in ablation_of(recipe).arms:
         results = {token: rows[cell_name(arm.row, token)] for token in ablation_of(recipe).tokens}
+        if not all(run.stage(name).record for name in stages_for(seeded, [arm.policy])):
+            continue
         made = cost_of(run, seeded, arm) if any(results.values()) else {}
         separation = sampled_separation(results)
         for token, result in results.items():
@@ -86,7 +91,8 @@ def cost_of(run: RunDirectory, recipe: Recipe, arm: ArmTable) -> dict[str, Any]:
     commit = None
     for name in stages_for(recipe, [arm.policy]):
         table, stage = recipe.stages[name], run.stage(name)
-        record = stage.record or {}
+        record = stage.record
+        assert record is not None
         seconds[name] = record["seconds"]
         commit = record["provenance"]["commit"]
         if isinstance(table, ReinforceTable):

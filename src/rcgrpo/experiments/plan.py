@@ -51,6 +51,9 @@ def seed_recipe(recipe: Recipe, seed: int) -> Recipe:
 def plan_of(recipe: Recipe) -> dict[str, Any]:
     """The plan as the results file keeps it; ``digest`` covers all of it and every setting of the arms' stages.
 
+    Of tasks their ids are hashed: the package's worlds make the rest from those and from the settings. A tasks file of
+    the user's own is hashed whole. The code of worlds is not covered; each cell names its commit.
+
     ``scenarios``, that of each outcome, is there where some scenario has several, which are no independent draws then.
     Raises :class:`UserError` where the arms' budgets do not match.
     """
@@ -60,6 +63,9 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
     tasks = tasks_of(recipe.suite, split, evaluate.pool, evaluate.limit)
     ids = [task.id for task in tasks]
     scenarios = [task.scenario for task in tasks for _ in range(evaluate.seeds)]
+    # what says nothing more about most recipes is left out, so that it leaves their plans as they are
+    more = {} if evaluate.temperature == 0 else {"top_p": evaluate.top_p}
+    more |= {} if recipe.tasks_sha256 is None else {"tasks_sha256": recipe.tasks_sha256}
     plan: dict[str, Any] = {
         "name": recipe.name,
         "description": recipe.description,
@@ -72,6 +78,7 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
             "temperature": evaluate.temperature,
             "probe_tasks": min(evaluate.probe_tasks, len(ids)),
             "probe_group": evaluate.probe_group,
+            **more,
         },
         "seeds": table.seeds,
         "tokens": table.tokens,
@@ -82,7 +89,7 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
     if recipe.reward != "success":
         plan["reward"] = recipe.reward  # measured and compared beside success
     clustered = {"scenarios": scenarios} if len(set(scenarios)) < len(scenarios) else {}
-    return {**plan, "digest": _hash(plan), **clustered}  # the tasks' hash covers their scenarios
+    return {**plan, "digest": _hash(plan), **clustered}  # the scenarios follow from the tasks
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:
@@ -133,12 +140,16 @@ def fixing_commit(path: Path, digest: str) -> str | None:
         command = ["git", "-C", str(path.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
+    def plans_it(commit: str) -> bool:
+        try:
+            content = json.loads(git("show", f"{commit}:./{path.name}"))
+            return content["plan"]["digest"] == digest and not content["cells"]
+        except (subprocess.CalledProcessError, ValueError, KeyError, TypeError):
+            return False  # something else stood in its place then
+
     try:
         # deletions aside: a plan may take the place of an earlier one
-        for commit in git("log", "--reverse", "--diff-filter=AM", "--format=%H", "--", path.name).split():
-            content = json.loads(git("show", f"{commit}:./{path.name}"))
-            if content["plan"]["digest"] == digest and not content["cells"]:
-                return commit
-    except (OSError, subprocess.CalledProcessError, ValueError, KeyError, TypeError):
-        return None  # no git, no repository, or never committed as a plan
-    return None
+        commits = git("log", "--reverse", "--diff-filter=AM", "--format=%H", "--", path.name).split()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git, or no repository
+    return next(filter(plans_it, commits), None)

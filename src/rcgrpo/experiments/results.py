@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +13,17 @@ import numpy as np
 from rcgrpo.errors import UserError
 from rcgrpo.experiments.plan import fixing_commit
 from rcgrpo.experiments.statistics import Difference, compare, difference, holm
+from rcgrpo.files import write_text
 from rcgrpo.stages.directory import read_json
 
 Results = dict[str, Any]
 """``{"plan": {...}, "cells": [...], "comparisons": [...]}``."""
 Key = tuple[str, int, str]
 """Row, seed, token of a cell."""
+PLANNED = {
+    "name", "description", "tasks", "seeds", "tokens", "arms", "comparisons", "digest", "command", "commit", "started",
+}  # fmt: skip
+"""What the plan of every results file has."""
 UNMEASURED = dict.fromkeys(Difference._fields)
 """The difference of two rows that have no seed in common yet."""
 
@@ -32,8 +36,11 @@ def key_of(cell: Mapping[str, Any]) -> Key:
 def read_results(path: Path) -> Results:
     """Read a results file; :class:`UserError` where it is none."""
     content = read_json(path)
-    if not isinstance(content, dict) or {"plan", "cells", "comparisons"} - content.keys():
+    parts = {"plan": dict, "cells": list, "comparisons": list}
+    if not isinstance(content, dict) or any(not isinstance(content.get(part), kind) for part, kind in parts.items()):
         raise UserError(f"{path} is not the results of an ablation: it needs plan, cells and comparisons")
+    if lacking := PLANNED - content["plan"].keys():
+        raise UserError(f"{path} is not the results of an ablation: its plan lacks {', '.join(sorted(lacking))}")
     return content
 
 
@@ -46,10 +53,7 @@ def write_results(path: Path, results: Results) -> None:
 
     plan = json.dumps(results["plan"], indent=1).replace("\n", "\n ")
     text = f'{{\n "plan": {plan},\n "cells": {lines(results["cells"])},\n "comparisons": {lines(results["comparisons"])}\n}}\n'  # noqa: E501
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_text(path, text)
 
 
 def open_results(path: Path, plan: dict[str, Any], command: str) -> Results:
@@ -85,29 +89,51 @@ def with_cells(results: Results, cells: Iterable[dict[str, Any]]) -> Results:
     by_key = {key_of(cell): cell for cell in [*results["cells"], *cells]}
     plan = results["plan"]
     order = [(arm["row"], seed, token) for arm in plan["arms"] for seed in plan["seeds"] for token in plan["tokens"]]
-    ordered = [by_key[key] for key in order if key in by_key]
+
+    def separation(row: str, seed: int) -> float | None:  # two sessions may have measured one token each
+        high, low = (by_key.get((row, seed, token), {}).get("success_sampled") for token in ("high", "low"))
+        return None if high is None or low is None else high - low
+
+    ordered = [
+        {**by_key[key], "separation": separation(*key[:2])} if by_key[key].get("separation") is None else by_key[key]
+        for key in order
+        if key in by_key
+    ]
     return {"plan": plan, "cells": ordered, "comparisons": comparisons(plan, ordered)}
 
 
 def merge(results: Results, others: Iterable[tuple[Path, Results]]) -> Results:
     """Join cells that were measured apart under one plan.
 
-    Where no run of ``results`` has begun, they take over from the first of the others when the runs began, and which
-    commit had fixed the plan.
+    The runs began when the first of them did, and a commit had fixed the plan only if it had for all that began.
     Raises :class:`UserError` where another file has another plan, or measured the same cell otherwise.
     """
-    cells = {key_of(cell): cell for cell in results["cells"]}
-    plan = results["plan"]
+    begun, cells = [results["plan"]] if results["plan"]["started"] else [], results["cells"]
     for path, other in others:
         if other["plan"]["digest"] != results["plan"]["digest"]:
             raise UserError(f"{path} holds another plan: only cells of one plan can be joined")
-        if plan["started"] is None:
-            plan = {**plan, "commit": other["plan"]["commit"], "started": other["plan"]["started"]}
-        for cell in other["cells"]:
-            known = cells.setdefault(key_of(cell), cell)
-            if (known["outcomes"], known.get("rewards")) != (cell["outcomes"], cell.get("rewards")):
-                raise UserError(f"{path}: the cell {key_of(cell)} was measured twice, with different outcomes")
-    return with_cells({**results, "plan": plan}, cells.values())
+        begun += [other["plan"]] if other["plan"]["started"] else []
+        check_same(cells, other["cells"], str(path))
+        known = {key_of(cell) for cell in cells}
+        cells = [*cells, *(cell for cell in other["cells"] if key_of(cell) not in known)]
+    plan = results["plan"]
+    if begun:
+        first = min(begun, key=lambda plan: plan["started"])
+        fixed = all(plan["commit"] for plan in begun)
+        plan = {**plan, "started": first["started"], "commit": first["commit"] if fixed else None}
+    return with_cells({**results, "plan": plan, "cells": cells}, [])
+
+
+def check_same(known: Iterable[Mapping[str, Any]], cells: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Raise :class:`UserError` where one of the ``cells`` is known with different outcomes."""
+
+    def measured(cell: Mapping[str, Any]) -> Any:
+        return cell["outcomes"], cell.get("rewards")
+
+    by_key = {key_of(cell): measured(cell) for cell in known}
+    for cell in cells:
+        if by_key.get(key_of(cell), measured(cell)) != measured(cell):
+            raise UserError(f"{source}: the cell {key_of(cell)} was measured twice, with different outcomes")
 
 
 def outcomes(cells: Iterable[Mapping[str, Any]], row: str, token: str) -> dict[int, np.ndarray]:

@@ -158,24 +158,45 @@ def by_scenario(values_ST: np.ndarray, scenarios: Sequence[str] | None) -> np.nd
 
 
 def mean_interval(outcomes_ST: np.ndarray, scenarios: Sequence[str] | None = None) -> Interval:
-    """The mean of outcomes in [0, 1] (of 0 and 1: the share of 1) and its 95% interval."""
+    """The mean of outcomes in [0, 1] (of 0 and 1: the share of 1) and its 95% interval.
+
+    Where fewer than :data:`FEW` tasks (or scenarios) hold anything above 0, or below 1, it reaches at least as far as
+    the exact interval (Clopper-Pearson) of their number: a bootstrap of one success knows of no second.
+    """
     values_SC = by_scenario(outcomes_ST, scenarios)
-    return _interval(values_SC, resampled_means(values_SC), 0.0, 1.0)
+    found = _interval(values_SC, resampled_means(values_SC), 1.0)
+    tasks = values_SC.shape[1]
+    above, below = _showing(outcomes_ST > 0, scenarios), _showing(outcomes_ST < 1, scenarios)
+    for few, successes in ((above, above), (below, tasks - below)):
+        if few < FEW:
+            exact = binomtest(successes, tasks).proportion_ci(0.95, method="exact")
+            found = found._replace(low=min(found.low, exact.low), high=max(found.high, exact.high))
+    return found._replace(low=max(found.low, 0.0))
 
 
-def _interval(
-    values_ST: np.ndarray, means_R: np.ndarray, least: float, most: float, *, too_few: bool = False
-) -> Interval:
-    """Where all values are equal a bootstrap has no spread and would claim certainty. What none of T tasks showed may
-    still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks).
-    Where ``too_few`` tasks differ for any evidence, the interval reaches at least as far."""
+FEW = 6
+"""So many tasks have to differ for any evidence: of five, flipping their signs gives p = 0.06."""
+
+
+def _showing(marks_ST: np.ndarray, scenarios: Sequence[str] | None) -> int:
+    """Tasks, or scenarios, that some seed marks."""
+    marked_T = marks_ST.any(axis=0)
+    return int(marked_T.sum()) if scenarios is None else len(set(np.asarray(scenarios)[marked_T]))
+
+
+def _interval(values_ST: np.ndarray, means_R: np.ndarray, reach: float, *, too_few: bool = False) -> Interval:
+    """Of values from ``-reach`` to ``reach``.
+
+    Where all values are equal a bootstrap has no spread and would claim certainty. What none of T tasks showed may
+    still be as frequent among tasks as the exact binomial bound says (Clopper-Pearson; seeds play the same tasks), and
+    ``reach`` off. Where ``too_few`` tasks differ for any evidence, the interval reaches at least as far."""
     value = float(values_ST.mean())
     equal = np.allclose(values_ST, value, rtol=0, atol=1e-12)
     low, high = (value, value) if equal else np.quantile(means_R, (0.025, 0.975))
     if equal or too_few:
-        unseen = binomtest(0, values_ST.shape[1]).proportion_ci(0.95, method="exact").high
+        unseen = reach * binomtest(0, values_ST.shape[1]).proportion_ci(0.95, method="exact").high
         low, high = min(low, value - unseen), max(high, value + unseen)
-    return Interval(value, float(np.clip(low, least, most)), float(np.clip(high, least, most)))
+    return Interval(value, float(np.clip(low, -reach, reach)), float(np.clip(high, -reach, reach)))
 
 
 def difference(
@@ -195,7 +216,7 @@ def difference(
     least_p = min(1.0, 2.0 ** (1 - differing))
     p = max(two_sided_p(means_R, *layout_variance(difference_SC)), least_p)
     by_seed = [float(d) for d in difference_SC.mean(axis=1)]
-    return Difference(*_interval(difference_SC, means_R, -reach, reach, too_few=least_p > 0.05), p, by_seed)
+    return Difference(*_interval(difference_SC, means_R, reach, too_few=least_p > 0.05), p, by_seed)
 
 
 def unpaired(a_ST: np.ndarray, b_ST: np.ndarray) -> Unpaired:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rcgrpo.files import write_text
 from rcgrpo.report.ablation_figures import Trained, curve_panels, success_panels
 from rcgrpo.report.data import COLOURS
 from rcgrpo.report.figures import DASHES
@@ -32,10 +32,7 @@ class ArmView:
 
 def write_ablation_report(results: Mapping[str, Any], path: Path) -> Path:
     """Write the page of ``results`` to ``path`` (through a rename) and return it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render_ablation(results), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, render_ablation(results))
     return path
 
 
@@ -101,7 +98,10 @@ def shown_at_first(results: Mapping[str, Any], trained: Sequence[Trained]) -> se
 
 
 def forest_reach(comparisons: Sequence[Mapping[str, Any]]) -> int:
-    """Half the width of the forest plot's axis, in points: the widest interval, rounded up to a multiple of 10."""
+    """Half the width of the forest plot's axis, in points: the widest interval, rounded up to a multiple of 10.
+
+    At most 100; what is wider runs out of it.
+    """
     shown = [*comparisons, *(pair[key] for pair in comparisons for key in ("reward", "separation") if key in pair)]
     ends = [abs(pair[key]) for pair in shown for key in ("low", "high") if pair[key] is not None]
     return min(100, max(10, 10 * -int(-100 * max(ends, default=0.1) // 10)))
@@ -130,25 +130,28 @@ def _held(what: str, tested: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
     clear = [(pair, test) for pair, test in tested if test["p_holm"] is not None and test["p_holm"] < 0.05]
     return [f"Of {len(tested)} planned comparisons of {what} {len(clear)} hold after Holm's correction (5%)."] + [
         f"{pair['a']} against {pair['b']}: {signed(test['diff'])} points ({span(test['low'], test['high'])}"
-        f"{', one seed' if len(pair['seeds']) == 1 else ''})."
+        f"{', one seed' if len(test['by_seed']) == 1 else ''})."
         for pair, test in clear
     ]
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the figures."""
-    plan = results["plan"]
+    plan, rows = results["plan"], ablation_rows(results)
     found = []
     if plan["started"] and plan["commit"] is None:
         found.append("The plan was not committed before the runs started: read these figures as exploration.")
-    seeds = {seed for row in ablation_rows(results) for seed in row.seeds}
+    seeds = {seed for row in rows for seed in row.seeds}
     if missing := [str(seed) for seed in plan["seeds"] if seed not in seeds]:
         found.append(f"Not measured yet: seed {', '.join(missing)}.")
-    short = [row.row for row in ablation_rows(results) if row.headline and 0 < len(row.seeds) < len(seeds)]
+    short = [row.row for row in rows if row.headline and 0 < len(row.seeds) < len(seeds)]
     if short:
         found.append(f"Fewer seeds than the others: {', '.join(short)}.")
+    own = {row.row: row.seeds for row in rows if row.headline}
+    if partly := [f"{row.row} under {row.token}" for row in rows if row.seeds != own.get(row.row, row.seeds)]:
+        found.append(f"Measured under other seeds than the row under its own token: {', '.join(partly)}.")
     base = {arm["row"] for arm in plan["arms"] if arm["policy"] == "base"}
-    if max((len(row.seeds) for row in ablation_rows(results) if row.row not in base), default=len(seeds)) == 1:
+    if max((len(row.seeds) for row in rows if row.row not in base), default=len(seeds)) == 1:
         found.append("One seed only: the intervals speak of other tasks, not of other seeds.")
     if scenarios := plan.get("scenarios"):
         found.append(
@@ -156,10 +159,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             "scenarios, except McNemar's, which takes the tasks for independent."
         )
     found += [
-        f"{row.row}: replaced groups used up its rollouts after {row.figures['gradient_steps']:.0f} of "
+        f"{row.row}: its budget of rollouts was used up after {row.figures['gradient_steps']:.0f} of "
         f"{arm['budget']['gradient_steps']} gradient steps."
         for arm in plan["arms"]
-        for row in ablation_rows(results)
+        for row in rows
         if (row.row, row.token) == (arm["row"], arm["token"])
         and (row.figures["gradient_steps"] or 0) < arm["budget"]["gradient_steps"]
     ]

@@ -50,17 +50,20 @@ class Band:
 def band(cells: Sequence[Mapping[str, Any]], key: str) -> Band | None:
     """Mean and range over the seeds, each smoothed first; None where no seed has the quantity.
 
-    A run that was shorter than another ends its line earlier: each point needs all seeds that reach it.
+    Points of a curve stand for as many steps as the run was long, so the others are read at the steps of the longest.
+    A run that was shorter ends its line earlier: each point needs only the seeds that reach it.
     """
     curves = [cell["curves"] for cell in cells if any(v is not None for v in cell["curves"][key])]
     if not curves:
         return None
-    longest = max(curves, key=lambda curve: len(curve["step"]))
-    rows = []
-    for curve in curves:
-        values = smooth(curve[key], smoothing_window(len(curve[key])))
-        rows.append(values + [math.nan] * (len(longest["step"]) - len(values)))
-    values_SP = np.array(rows)
+    longest = max(curves, key=lambda curve: curve["step"][-1])
+    smoothed = [smooth(curve[key], smoothing_window(len(curve[key]))) for curve in curves]
+    values_SP = np.array(
+        [
+            np.interp(longest["step"], curve["step"], values, left=math.nan, right=math.nan)
+            for curve, values in zip(curves, smoothed, strict=True)
+        ]
+    )
     known_P = np.isfinite(values_SP).max(axis=0)
     picked_SP = np.ma.masked_invalid(values_SP[:, known_P])
     lines = [stat(picked_SP, axis=0).tolist() for stat in (np.ma.mean, np.ma.min, np.ma.max)]

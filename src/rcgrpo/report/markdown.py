@@ -158,14 +158,15 @@ def leak_section(honest: Mapping[str, Any], leaky: Mapping[str, Any]) -> str:
     if not lines:
         return ""
     shared = set(plans[0].get("scenarios", ())) & set(plans[1].get("scenarios", ()))
+    both = f", although {len(shared)} scenarios are tested by both" if shared else ""
     headings = ["row", "measure", "over base, honest", "over base, leaky", "leak", "95% interval", "p", "seeds"]
     return "\n\n".join(
         [
             "## The leak",
             f"The gain of each row over the base, in points, on the split without leak (`{plans[0]['name']}`) and on "
             f"the leaky one (`{plans[1]['name']}`), and how much larger it is there. A gain is paired by task and "
-            f"seed; the two gains are taken for independent, although {len(shared)} scenarios are tested by both. p is "
-            "not corrected; there is no interval where a gain is the same in all scenarios.",
+            f"seed; the two gains are taken for independent{both}. p is not corrected; there is no interval where a "
+            "gain is the same in all scenarios.",
             markdown_table(headings, lines, texts=2),
         ]
     )

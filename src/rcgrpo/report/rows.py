@@ -25,8 +25,6 @@ class AblationRow:
     headline: bool
     """This token is the arm's own at inference."""
     seeds: list[int]
-    n: int
-    """Tasks."""
     by_seed: list[float]
     """Success of each seed."""
     success: float
@@ -64,7 +62,6 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
                     token,
                     token == arm["token"],
                     list(by_seed),
-                    cells[0]["n"],
                     [cell["success"] for cell in cells],
                     over.value,
                     over.low,
@@ -183,7 +180,7 @@ def print_comparisons(
         for pair, test in tested:
             found = [signed(test["diff"]), span(test["low"], test["high"]), p_value(test["p"])]
             found += [p_value(test["p_holm"])] if planned else []
-            table.add_row(escape(pair["a"]), escape(pair["b"]), *found, str(len(pair["seeds"])))
+            table.add_row(escape(pair["a"]), escape(pair["b"]), *found, str(len(test["by_seed"] or [])))
         if tested:
             console.print(table)
 
