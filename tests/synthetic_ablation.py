@@ -52,6 +52,7 @@ def synthetic_results(seeds: int = 5, tasks: int = 120, *, commit: str | None = 
         "comparisons": [list(pair) for pair in PAIRS],
         "settings_sha256": "3" * 64, "digest": "4" * 64, "command": "rcgrpo ablate recipes/synthetic.toml",
         "commit": commit, "started": "2026-01-01T00:00:00+00:00",
+        "categories": {"plain": "10" * (tasks // 2), "missing": "01" * (tasks // 2)},
     }  # fmt: skip
     cells = [
         cell(arm, seed, token, tasks) for arm in ARMS for seed in range(seeds) for token in ("none", "high", "low")

@@ -313,6 +313,8 @@ def test_a_plan_is_committed_before_the_runs_and_holds_from_then_on(capsys, reci
     plan = load(path)["plan"]
     tested = load_recipe(recipe).suite.split().pools["test"]
     assert plan["scenarios"] == [task_id.split("-")[0] for task_id in tested] and len(set(plan["scenarios"])) == 2
+    categories = [load_recipe(recipe).suite.task(task_id).category for task_id in tested]
+    assert plan["categories"] == {c: "".join("01"[x == c] for x in categories) for c in sorted(set(categories))}
     assert load(path)["cells"] == [] and plan["digest"] == json.loads(text)["digest"]
     assert plan["seeds"] == [0, 1] and plan["comparisons"] == [["GRPO", "base"]] and plan["tasks"]["n"] == 4
     git(repository, "add", "pair.json")

@@ -11,11 +11,19 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from rcgrpo.experiments.results import read_results, with_cells, write_results
-from rcgrpo.experiments.statistics import difference
+from rcgrpo.experiments.statistics import difference, mean_interval
 from rcgrpo.report.ablation import arm_views, forest_reach, notes, render_ablation, shown_at_first, trained_arms
 from rcgrpo.report.ablation_figures import Trained, band, end_of_training
 from rcgrpo.report.markdown import leak_section, markdown_table, results_section
-from rcgrpo.report.rows import ablation_rows, hours, print_ablation, print_plan, token_effects, training_seconds
+from rcgrpo.report.rows import (
+    ablation_rows,
+    category_rows,
+    hours,
+    print_ablation,
+    print_plan,
+    token_effects,
+    training_seconds,
+)
 from rcgrpo.report.table import signed
 from synthetic_ablation import ARMS, synthetic_results
 
@@ -177,9 +185,8 @@ def test_the_markdown_has_the_pages_figures(results):
     success = np.mean([c["success"] for c in results["cells"] if (c["row"], c["token"]) == ("SFT + GRPO", "none")])
     assert len(table) == 1 and f"**{100 * success:.1f}**" in table[0]
     assert "rcgrpo ablate recipes/synthetic.toml --results docs/results/synthetic.json" in text
-    assert (
-        len({line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}) == 4
-    )  # table, pairs, tokens, pairs by separation
+    tables = {line.count("|") for line in text.splitlines() if line.startswith("| RCTP + RC-GRPO |")}
+    assert len(tables) == 5  # rows, pairs, categories, tokens, pairs by separation
     assert markdown_table(["a", "b"], [["x|y", "1"]], texts=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
 
 
@@ -323,6 +330,23 @@ def test_a_separation_can_differ_by_more_than_one():
     rows |= {("y", token, 0): (marks, [m, m]) for token, marks, m in (("high", "1111", 0.0), ("low", "1111", 1.0))}
     separation = hand_made(rows)["comparisons"][0]["separation"]
     assert separation["diff"] == 2.0 and separation["low"] < 2.0 == separation["high"]
+
+
+def test_success_is_shown_by_category(page, results):
+    marks = [c["outcomes"] for c in results["cells"] if (c["row"], c["token"]) == ("RCTP", "high")]
+    found = next(row for row in category_rows(results) if row.row == "RCTP")
+    by_hand = [[int(m) for m in seed[start::2]] for start in (0, 1) for seed in [*marks]]
+    assert found.success["plain"].value == pytest.approx(np.mean(by_hand[:5]))
+    assert found.success["missing"].value == pytest.approx(np.mean(by_hand[5:]))
+    assert found.success["plain"] == mean_interval(np.array(by_hand[:5]))
+    section = results_section(results, "synthetic.json")
+    assert "| row | plain (60) | missing (60) |" in section and 'colspan="2">missing (60)</th>' in page
+    assert f"**{100 * found.success['plain'].value:.1f}** (" in section
+    whole = {**results, "plan": {k: v for k, v in results["plan"].items() if k != "categories"}}
+    assert category_rows(whole) == [] and "By category" not in render_ablation(whole)
+    names = [f"{i // 4:02}" for i in range(120)]  # four tasks a scenario: fewer independent draws
+    clustered = category_rows({**results, "plan": {**results["plan"], "scenarios": names}})
+    assert [row.row for row in clustered] == [arm[0] for arm in ARMS]
 
 
 def test_page_and_docs_show_what_the_tokens_change(page, results):

@@ -55,6 +55,7 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
     the user's own is hashed whole. The code of worlds is not covered; each cell names its commit.
 
     ``scenarios``, that of each outcome, is there where some scenario has several, which are no independent draws then.
+    ``categories`` mark the outcomes of each, as a string of 0 and 1, where there are several.
     Raises :class:`UserError` where the arms' budgets do not match.
     """
     table, evaluate = ablation_of(recipe), recipe.evaluate
@@ -88,8 +89,13 @@ def plan_of(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.reward != "success":
         plan["reward"] = recipe.reward  # measured and compared beside success
-    clustered = {"scenarios": scenarios} if len(set(scenarios)) < len(scenarios) else {}
-    return {**plan, "digest": _hash(plan), **clustered}  # the scenarios follow from the tasks
+    follows: dict[str, Any] = {"scenarios": scenarios} if len(set(scenarios)) < len(scenarios) else {}
+    of = [task.category for task in tasks for _ in range(evaluate.seeds)]
+    if len(set(of)) > 1:
+        follows["categories"] = {
+            name: "".join("1" if category == name else "0" for category in of) for name in sorted(set(of))
+        }
+    return {**plan, "digest": _hash(plan), **follows}  # from the tasks, so the digest need not cover it
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:

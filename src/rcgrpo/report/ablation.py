@@ -14,7 +14,15 @@ from rcgrpo.files import write_text
 from rcgrpo.report.ablation_figures import Trained, curve_panels, success_panels
 from rcgrpo.report.data import COLOURS
 from rcgrpo.report.figures import DASHES
-from rcgrpo.report.rows import AblationRow, ablation_rows, hours, p_value, token_effects, training_seconds
+from rcgrpo.report.rows import (
+    AblationRow,
+    ablation_rows,
+    category_rows,
+    hours,
+    p_value,
+    token_effects,
+    training_seconds,
+)
 from rcgrpo.report.table import percent, signed, span
 
 
@@ -55,6 +63,7 @@ def render_ablation(results: Mapping[str, Any]) -> str:
         shown=shown_at_first(results, trained),
         curves=curve_panels(trained),
         against=success_panels(trained),
+        categories=category_rows(results),
         effects=token_effects(results),
         summary=summary(results),
         notes=notes(results),

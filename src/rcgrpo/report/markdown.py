@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rcgrpo.experiments.results import outcomes, rewards
-from rcgrpo.experiments.statistics import by_scenario, unpaired
+from rcgrpo.experiments.statistics import Interval, by_scenario, unpaired
 from rcgrpo.report.ablation import count, notes, summary
-from rcgrpo.report.rows import ablation_rows, hours, p_value, token_effects, training_seconds
+from rcgrpo.report.rows import ablation_rows, category_rows, hours, p_value, token_effects, training_seconds
 from rcgrpo.report.table import percent, signed, span
 
 
@@ -32,6 +32,7 @@ def results_section(results: Mapping[str, Any], name: str) -> str:
         f"```\n{plan['command']} --results docs/results/{name}\n```",
         _table(results),
         _comparisons(results),
+        _categories(results),
         _rewards(results),
         _more_comparisons(results, "reward"),
         _tokens(results),
@@ -79,6 +80,17 @@ def _comparisons(results: Mapping[str, Any]) -> str:
         lines.append([pair["a"], pair["b"], *difference, *figures, tests])
     headings = ["a", "b", "a - b", "95% interval", "p", "p (Holm)", "h", "seeds", "McNemar by seed"]
     return markdown_table(headings, lines, texts=2) if lines else ""
+
+
+def _categories(results: Mapping[str, Any]) -> str:
+    """Success by category of the tasks."""
+
+    def cell(x: Interval) -> str:
+        return f"**{percent(x.value)}** ({percent(x.low)} to {percent(x.high)})"
+
+    lines = [[row.row, *map(cell, row.success.values())] for row in category_rows(results)]
+    sizes = [f"{name} ({marks.count('1')})" for name, marks in results["plan"].get("categories", {}).items()]
+    return markdown_table(["row", *sizes], lines, texts=1) if lines else ""
 
 
 def _rewards(results: Mapping[str, Any]) -> str:

@@ -74,6 +74,33 @@ def ablation_rows(results: Mapping[str, Any]) -> list[AblationRow]:
 
 
 @dataclass(frozen=True)
+class CategoryRow:
+    """An arm under its own token, by category of the tasks."""
+
+    row: str
+    token: str
+    success: dict[str, Interval]
+
+
+def category_rows(results: Mapping[str, Any]) -> list[CategoryRow]:
+    """Of every arm that is measured, in the plan's order; none where the plan knows of no categories."""
+    plan = results["plan"]
+    scenarios = np.array(plan["scenarios"]) if "scenarios" in plan else None
+    chosen = {name: np.array([mark == "1" for mark in marks]) for name, marks in plan.get("categories", {}).items()}
+    rows = []
+    for arm in plan["arms"] if chosen else []:
+        by_seed = outcomes(results["cells"], arm["row"], arm["token"])
+        if by_seed:
+            outcomes_ST = np.stack(list(by_seed.values()))
+            success = {
+                name: mean_interval(outcomes_ST[:, which_T], None if scenarios is None else scenarios[which_T].tolist())
+                for name, which_T in chosen.items()
+            }
+            rows.append(CategoryRow(arm["row"], arm["token"], success))
+    return rows
+
+
+@dataclass(frozen=True)
 class TokenEffect:
     """What asking for high instead of low changes in an arm's policy."""
 
