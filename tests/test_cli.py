@@ -16,7 +16,7 @@ from rcgrpo.cli import app, guarded
 from rcgrpo.config import load_recipe
 from rcgrpo.errors import UserError
 from rcgrpo.stages.directory import RunDirectory
-from rcgrpo.stages.run import forget, plan
+from rcgrpo.stages.run import plan
 
 RECIPE = """
 name = "lights"
@@ -94,6 +94,13 @@ MISTAKES = [
     ("no toml", ["run", "{tasks}"], ["tasks.jsonl"]),
     ("redo", ["run", "{recipe}", "--redo", "sft"], ["--redo sft", "no such stage", "experts, finetune, rcgrpo"]),
     ("world", ["run", "{recipe}", "--set", "toolworld.seed=1"], ["exactly one of [toolworld], [bfcl], [custom]"]),
+    (
+        "evaluated",
+        ["run", "{recipe}", "--set", "evaluate.pool=exam"],
+        ["evaluate.pool = 'exam'", "experts, train, test"],
+    ),
+    ("played", ["run", "{recipe}", "--set", "stages.rcgrpo.pool=trian"], ["stages.rcgrpo.pool = 'trian'", "train"]),
+    ("updates", ["run", "{recipe}", "--set", "stages.rcgrpo.updates=5"], ["cannot be divided among 5 updates"]),
     ("token", ["eval", "x", "{recipe}", "--token", "medium"], ["--token medium", "high, low or none"]),
     ("checkpoint", ["eval", "./nothing", "{recipe}"], ["./nothing", "cannot be loaded"]),
     ("pool", ["eval", "{base}", "{recipe}", "--set", "evaluate.pool=exam"], ["'exam'", "experts, train, test"]),
@@ -194,7 +201,6 @@ def test_a_recipe_from_start_to_report(capsys, recipe, lights):
     directory = RunDirectory(out_dir)
     changed = load_recipe(recipe, change[1:])
     directory.prepare(changed, ["finetune"])
-    forget(directory, changed, ["finetune"])
     assert [work.title for work in plan(directory, changed)] == ["finetune", "rcgrpo", "evaluate RC-GRPO"]
     assert not directory.stage("finetune").metrics() and directory.stage("experts").episodes.is_file()
 

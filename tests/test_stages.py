@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM
 from light_world import ROOMS, Light, drawn_jobs, light_recipe, light_task
 from rcgrpo.config import Recipe, parse_recipe
 from rcgrpo.episodes.store import read_episodes, write_episodes
-from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling, StopReason
+from rcgrpo.episodes.types import Call, Message, RewardToken, Sampling, StopReason, Verdict
 from rcgrpo.errors import UserError
 from rcgrpo.policy.load import load_policy
 from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.collect import collect
-from rcgrpo.stages.directory import RunDirectory, source_commit
-from rcgrpo.stages.evaluate import evaluation_jobs, replay, summarise
+from rcgrpo.stages.directory import RunDirectory, StageDirectory, source_commit
+from rcgrpo.stages.evaluate import evaluate_row, evaluation_jobs, replay, row_digest, summarise
 from rcgrpo.stages.finetune import finetune
 from rcgrpo.stages.pretrain import pretrain
-from rcgrpo.stages.reinforce import reinforce
+from rcgrpo.stages.reinforce import reinforce, reinforced
 from rcgrpo.stages.rollout import Job, ModelFailure
 from rcgrpo.stages.run import run_stage
 from rcgrpo.stages.setup import player_for
@@ -408,7 +408,7 @@ def test_a_batch_that_the_world_spoilt_altogether_says_so(lights, tmp_path, base
     failed = type(episode).model_validate(failed.model_dump(warnings=False))
     directory = RunDirectory(tmp_path).stage("grpo")
     trainer = Trainer(base, Scorer(base.model), table.optimiser, 1, directory)
-    with pytest.raises(RuntimeError, match="OSError: no power"):
+    with pytest.raises(UserError, match="the world failed with OSError: no power"):
         PolicyUpdate(trainer, table, None, 320)([failed])
 
 
@@ -614,3 +614,74 @@ def test_the_commit_is_that_of_the_code_and_not_of_the_folder_it_is_installed_in
     assert source_commit(package) == commit and source_commit(installed) is None
     (package / "__init__.py").write_text("changed = True")
     assert source_commit(package) == f"{commit}-dirty"
+
+
+def test_a_resume_point_belongs_to_the_settings_that_it_was_begun_with(lights, tmp_path):
+    def recipe(lr: float, **more) -> Recipe:
+        rl = {**RCGRPO, "optimiser": {"lr": lr}}
+        return light_recipe(lights, stages={**more, "rl": rl} if lr else more)
+
+    run, extra = RunDirectory(tmp_path / "run"), {"explored": EXPLORED}
+    run.prepare(recipe(1e-3, **extra), [])
+    stage = run.stage("rl")
+    stage.begin(recipe(1e-3, **extra).digest("rl"))
+    stage.resume.mkdir()
+    (stage.resume / "state.pt").touch()
+    stage.begin("another")  # going on is no new beginning
+    run.prepare(recipe(0, **extra), [])  # a session without the stage
+    run.prepare(recipe(1e-3, **extra), [])
+    with pytest.raises(UserError, match="'rl' was done or begun with another configuration"):
+        run.prepare(recipe(1e-2, **extra), [])
+    run.prepare(recipe(1e-2, **extra), ["rl"])
+    assert not stage.path.exists()
+
+
+def test_what_the_base_solved_in_another_world_is_not_taken_over():
+    def digest(**world) -> str:
+        rows = [{"row": "base", "policy": "base"}]
+        content = {"name": "a", "toolworld": world, "evaluate": {"rows": rows}, "model": {"path": "toolworld-base"}}
+        recipe = parse_recipe(content, "test")
+        return row_digest(recipe, recipe.evaluate.rows[0])
+
+    assert digest(hardness=0.5) == digest(hardness=0.5) != digest(hardness=1.0)
+
+
+def test_episodes_of_one_task_are_no_independent_draws(collected):
+    [episode] = list(read_episodes(collected.stage("experts").episodes))[:1]
+    failed = episode.model_copy(update={"verdicts": [Verdict(valid=False, reason="state")]})
+    assert episode.success and not failed.success
+    tasks = [(episode, 8)] * 5 + [(failed, 8)] * 5
+    played = [
+        e.model_copy(update={"task_id": str(i)}) for i, (e, n) in enumerate(tasks) for _ in range(n)
+    ]  # fmt: skip
+    found, once = summarise(played), summarise(played[::8])
+    assert found["success"] == once["success"] == 0.5 and (found["n"], once["n"]) == (80, 10)
+    assert found["low"] < 0.25 and found["high"] > 0.75  # as wide as ten episodes, not as eighty
+    assert summarise(played[:8])["low"] == 0.0 and summarise(played[:1])["low"] > 0.1
+
+
+def test_a_stage_that_goes_on_after_another_plays_other_batches(lights):
+    stages = {"a": RCGRPO, "b": {**RCGRPO, "start": "a"}, "c": {**RCGRPO, "start": "a"}, "d": {**RCGRPO, "start": "c"}}
+    recipe = light_recipe(lights, stages=stages)
+    assert [reinforced(recipe, name) for name in "abcd"] == [0, 1, 1, 2]
+
+
+def test_metrics_that_were_cut_off_while_being_written_are_left_out(tmp_path):
+    stage = StageDirectory(tmp_path)
+    stage.metric(step=1, loss=0.5)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "lo')
+    assert stage.metrics() == [{"step": 1, "loss": 0.5}]
+    stage.rewind(1)
+    stage.metric(step=2, loss=0.4)
+    assert [m["step"] for m in stage.metrics()] == [1, 2]
+
+
+def test_an_evaluation_whose_prompts_fit_no_episode_says_so(lights, tmp_path):
+    rows = [{"row": "base", "policy": "base"}]
+    recipe = light_recipe(
+        lights, evaluate={"rows": rows, "probe_tasks": 0}, rollout={"episode_tokens": 16, "step_tokens": 8}
+    )
+    run = prepared(tmp_path / "run", recipe)
+    with pytest.raises(UserError, match=r"'base': no episode has a generated token.*episode_tokens = 16: raise it"):
+        evaluate_row(run, recipe, recipe.evaluate.rows[0])

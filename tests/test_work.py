@@ -1,13 +1,18 @@
-"""What runs side by side, and on which GPUs."""
+"""What runs side by side, on which GPUs, and how it ends."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from rcgrpo.config import load_recipe
+from rcgrpo.errors import UserError
 from rcgrpo.stages import run
-from rcgrpo.stages.directory import StageDirectory
+from rcgrpo.stages.directory import RunDirectory, StageDirectory
 from rcgrpo.stages.run import Work, default_jobs, share_of_gpus, visible_gpus, work_off
 
 
@@ -76,3 +81,77 @@ def test_by_default_each_process_has_a_gpu_of_its_own(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "demo.toml", ["model.device=auto"])
     assert [default_jobs(recipe, processes) for processes in (1, 4, 8, 16)] == [8, 2, 1, 1]
+
+
+WORKER = """
+import signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+def stop(*_):
+    if sys.argv[2] == "slow":
+        return
+    time.sleep(0.3)  # the batch under way
+    (folder / "saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+(folder / "ready").touch()
+time.sleep(60)
+"""
+LAUNCHER = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1], *sys.argv[2:]], start_new_session=True)
+try:
+    sys.exit(worker.wait())
+except KeyboardInterrupt:
+    worker.kill()  # as torch's launcher does, though after 30 seconds
+"""
+
+
+def launched(tmp_path: Path, pace: str) -> Work:
+    [work] = pieces(tmp_path, "a", processes=2)
+    command = [sys.executable, "-c", LAUNCHER, WORKER, str(tmp_path), pace]
+    work.process = subprocess.Popen(command, start_new_session=True)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    return work
+
+
+def test_the_processes_of_a_stage_are_asked_to_stop_and_not_their_launcher(tmp_path):
+    work = launched(tmp_path, "quick")
+    run._wind_down([work])
+    assert (tmp_path / "saved").exists() and work.process is not None and work.process.poll() == 130
+
+
+def test_a_second_ctrl_c_ends_launcher_and_processes(tmp_path, monkeypatch):
+    work = launched(tmp_path, "slow")
+    [worker] = work.workers()
+    assert work.process is not None
+    waited = work.process.wait
+
+    def again(*_):
+        monkeypatch.setattr(work.process, "wait", waited)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work.process, "wait", again)
+    run._wind_down([work])
+    assert work.process.wait(10) == -signal.SIGKILL
+    worker.wait(10)
+    assert not worker.is_running()
+
+
+def test_a_mistake_that_a_launcher_hides_is_still_told(tmp_path):
+    [work] = pieces(tmp_path, "a", processes=2)
+    with pytest.raises(UserError), work.directory.complaining():
+        raise UserError("stages.a.groups = 3: choose a multiple of 2")
+    with pytest.raises(UserError, match=r"a: stages.a.groups = 3: choose a multiple"):
+        run._check_exit(work, 1)
+
+
+def test_two_sessions_do_not_work_on_one_run(tmp_path):
+    with RunDirectory(tmp_path / "run").alone():
+        with pytest.raises(UserError, match=r"another session works on .*run"), RunDirectory(tmp_path / "run").alone():
+            pass
+        with RunDirectory(tmp_path / "other").alone():
+            pass
+    with RunDirectory(tmp_path / "run").alone():
+        pass

@@ -85,7 +85,7 @@ def run(
     from rcgrpo.report.page import write_report
     from rcgrpo.report.table import print_table
     from rcgrpo.stages.directory import RunDirectory
-    from rcgrpo.stages.run import default_jobs, forget, plan, run_recipe
+    from rcgrpo.stages.run import default_jobs, plan, run_recipe
 
     recipe = load_recipe(recipe_path, overrides)
     if recipe.ablation is not None:
@@ -98,11 +98,12 @@ def run(
         log.print(f"run directory: {directory.path}\nto do: {', '.join(steps) or 'nothing'}", highlight=False)
         emit({"run_dir": str(directory.path), "plan": steps}, as_json=as_json)
         return
-    directory.prepare(recipe, redo or [])
-    forget(directory, recipe, redo or [])
     jobs = jobs or default_jobs(recipe, processes)
-    with bars() as progress:
-        rows = run_recipe(directory, recipe, jobs=jobs, processes=processes, watch=watcher(progress))
+    directory.check(recipe, redo or [])  # a mistake leaves no folder
+    with directory.alone():
+        directory.prepare(recipe, redo or [])
+        with bars() as progress:
+            rows = run_recipe(directory, recipe, jobs=jobs, processes=processes, watch=watcher(progress))
     report = write_report(directory.path)
     print_table(rows, log)
     log.print(f"report: {report}", highlight=False)
@@ -224,17 +225,21 @@ def stage(run_dir: RunPath, name: str) -> None:
     from rcgrpo.stages.run import run_stage
 
     _heed_the_starter()
-    log.print_json(data=run_stage(RunDirectory.open(run_dir), name))
+    run = RunDirectory.open(run_dir)
+    with run.stage(name).complaining():
+        log.print_json(data=run_stage(run, name))
 
 
 @app.command(hidden=True)
 def row(run_dir: RunPath, names: list[str]) -> None:
     """Measure rows of a prepared run's table in this process (what `run` starts)."""
-    from rcgrpo.stages.directory import RunDirectory
+    from rcgrpo.stages.directory import RunDirectory, StageDirectory
     from rcgrpo.stages.run import run_rows
 
     _heed_the_starter()
-    run_rows(RunDirectory.open(run_dir), names)
+    run = RunDirectory.open(run_dir)
+    with StageDirectory(run.evaluation(names[0])).complaining():
+        run_rows(run, names)
 
 
 @app.command("eval")

@@ -20,6 +20,7 @@ from rcgrpo.config.tables import (
     Config,
     EvaluateTable,
     ModelTable,
+    PretrainTable,
     ReinforceTable,
     RolloutTable,
     StageTable,
@@ -152,6 +153,16 @@ class Recipe(Config):
     def tasks_sha256(self) -> str | None:
         """Hash of the user's tasks file, whose content is no setting; None for the worlds that the package has."""
         return self.suite.tasks_sha256 if isinstance(self.suite, CustomSuite) else None
+
+    def pools(self) -> list[tuple[str, str]]:
+        """Every pool of the split that is played, after the key that names it."""
+        named = [("evaluate.pool", self.evaluate.pool)] if self.evaluate.rows else []
+        for name, stage in self.stages.items():
+            if isinstance(stage, CollectTable | PretrainTable | ReinforceTable):
+                named.append((f"stages.{name}.pool", stage.pool))
+            if isinstance(stage, PretrainTable) and stage.shape is not None:
+                named += [(f"stages.{name}.shape.texts", pool) for pool in stage.shape.texts]
+        return named
 
     def needs(self, name: str) -> list[str]:
         """The stages whose results a stage reads."""

@@ -131,6 +131,8 @@ class CollectTable(Config):
             raise ValueError("policy = 'gold' is deterministic and always succeeds: remove samples and keep")
         if self.policy != "gold" and self.tokenizer != BASE:
             raise ValueError("tokenizer is for policy = 'gold': a policy plays with its own; remove it")
+        if self.policy != "gold" and self.temperature == 0 and self.samples != 1:
+            raise ValueError("samples > 1 needs a temperature above 0: greedy, all of a task's episodes are the same")
         if self.policy != "gold" and self.oversize != "error":
             raise ValueError("oversize is for policy = 'gold': an exploration may end at a limit; remove it")
         return self
@@ -300,6 +302,8 @@ class ReinforceTable(Config):
             raise ValueError("flat_advantage = 'zvp' trains on flat groups: remove zero_variance = 'drop'")
         if self.flat_advantage == "zvp" and self.resample:
             raise ValueError("flat_advantage = 'zvp' trains on flat groups: remove resample, which replaces them")
+        if self.groups % self.updates:
+            raise ValueError(f"groups = {self.groups} cannot be divided among {self.updates} updates: take a multiple")
         if self.rollout_budget is not None and self.rollout_budget < self.groups * self.group_size:
             raise ValueError(f"rollout_budget must allow a batch of {self.groups * self.group_size} rollouts")
         if self.sampler.kind == "gated":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rcgrpo.experiments.cells import found_cells
 from rcgrpo.experiments.plan import ablation_of, cell_name, seed_recipe
 from rcgrpo.experiments.results import Results, check_same, key_of, read_results, start, with_cells, write_results
 from rcgrpo.stages.directory import RunDirectory, provenance, write_json
-from rcgrpo.stages.run import Watcher, Work, forget, plan, work_off
+from rcgrpo.stages.run import Watcher, Work, plan, work_off
 
 
 def seed_directory(out: Path, seed: int) -> RunDirectory:
@@ -65,23 +66,27 @@ def ablate(
     cells found by then. What ``redo`` makes void leaves the file first, so that the command without it goes on.
     Raises :class:`UserError` where ``out`` and the file hold one cell with different outcomes.
     """
-    start(path, results)
-    for seed in seeds:
-        run, seeded = seed_directory(out, seed), seed_recipe(recipe, seed)
-        run.prepare(seeded, redo)
-        forget(run, seeded, redo)
-        write_json(run.path / "provenance.json", {**provenance(seed), "jobs": jobs, "processes": processes})
-    if redo:
-        write_results(path, without_redone(recipe, read_results(path), seeds, redo))
+    runs = {seed: (seed_directory(out, seed), seed_recipe(recipe, seed)) for seed in seeds}
+    for run, seeded in runs.values():
+        run.check(seeded, redo)  # a mistake leaves no folder
+    with ExitStack() as held:
+        for run, _ in runs.values():
+            held.enter_context(run.alone())
+        start(path, results)
+        for seed, (run, seeded) in runs.items():
+            run.prepare(seeded, redo)
+            write_json(run.path / "provenance.json", {**provenance(seed), "jobs": jobs, "processes": processes})
+        if redo:
+            write_results(path, without_redone(recipe, read_results(path), seeds, redo))
 
-    def keep() -> None:
-        known = read_results(path)  # again: another session may add cells
-        write_results(path, collect(recipe, out, {**known, "plan": {**results["plan"], **known["plan"]}}))
+        def keep() -> None:
+            known = read_results(path)  # again: another session may add cells
+            write_results(path, collect(recipe, out, {**known, "plan": {**results["plan"], **known["plan"]}}))
 
-    keep()
-    left = work_left(recipe, out, read_results(path), seeds, arms, processes)
-    work_off(left, jobs=jobs, processes=processes, watch=watch, finished=keep)
-    return read_results(path)
+        keep()
+        left = work_left(recipe, out, read_results(path), seeds, arms, processes)
+        work_off(left, jobs=jobs, processes=processes, watch=watch, finished=keep)
+        return read_results(path)
 
 
 def without_redone(recipe: Recipe, results: Results, seeds: Sequence[int], redo: Sequence[str]) -> Results:

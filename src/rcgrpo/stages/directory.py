@@ -10,6 +10,8 @@
     stages/<stage>/rollouts/*.jsonl.gz   reinforce: the batch at each resume point
     stages/<stage>/checkpoint/           all but collect: Hugging Face format
     stages/<stage>/resume/               state of an unfinished stage
+    stages/<stage>/digest                what it was begun with
+    stages/<stage>/error.txt             the user's mistake that ended it
     evaluations/<row>/                   result.json, episodes.jsonl.gz
 """
 
@@ -23,11 +25,14 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from rcgrpo.config import BASE, Recipe, parse_recipe
 from rcgrpo.environments.split import Split
@@ -59,7 +64,9 @@ class StageDirectory:
         self.rollouts = path / "rollouts"
         self.log = path / "log.txt"
         self._metrics = path / "metrics.jsonl"
+        self.complaint = path / "error.txt"
         self._marker = path / "stage.json"
+        self._begun = path / "digest"
         self._reported = 0.0
 
     @property
@@ -71,6 +78,25 @@ class StageDirectory:
         """Mark the stage done."""
         write_json(self._marker, record)
 
+    @property
+    def begun(self) -> str:
+        """The digest that the stage was begun with; empty where that is not known."""
+        return self._begun.read_text().strip() if self._begun.is_file() else ""
+
+    def begin(self, digest: str) -> None:
+        """Note what decides the stage's result, unless it goes on from a resume point."""
+        if not (self.resume / "state.pt").is_file():
+            write_text(self._begun, digest + "\n")
+
+    @contextmanager
+    def complaining(self) -> Iterator[None]:
+        """Within: the message of a :class:`UserError` is left in ``error.txt``; a launcher would hide it."""
+        try:
+            yield
+        except UserError as error:
+            write_text(self.complaint, str(error))
+            raise
+
     def metric(self, **values: Any) -> None:
         """Append one object to metrics.jsonl."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +105,8 @@ class StageDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All objects of metrics.jsonl."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        lines = self._metrics.read_text().split("\n")[:-1] if self._metrics.exists() else []
+        return [json.loads(line) for line in lines]  # what follows the last line feed was cut off while being written
 
     def rewind(self, step: int) -> None:
         """Drop metrics of steps after ``step``: they are about to be done again."""
@@ -115,11 +142,36 @@ class RunDirectory:
         return cls(path)
 
     def prepare(self, recipe: Recipe, redo: list[str]) -> None:
-        """Create the directory or check that it belongs to this recipe; then note config and split."""
+        """Create the directory or check that it belongs to this recipe; forget ``redo``; note config and split."""
         self.check(recipe, redo)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._forget(recipe, redo)  # first: the new config must not stand beside what the old one made
         recipe.suite.split().save(self.split_path)
         write_json(self.path / "config.json", recipe.model_dump(mode="json"))
+
+    def _forget(self, recipe: Recipe, redo: list[str]) -> None:
+        """Remove the results of stages to be done again, and of all that follows from them."""
+        stale = recipe.with_followers(redo)
+        for name in stale:
+            if (folder := self.stage(name).path).exists():
+                shutil.rmtree(folder)
+        for row in recipe.evaluate.rows:
+            if row.policy in stale:
+                (self.evaluation(row.row) / "result.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within: no other session works on this run. Raises :class:`UserError` where one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"another session works on {self.path}: wait for it, or choose another --out") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check(self, recipe: Recipe, redo: list[str]) -> None:
         """Raises :class:`UserError` where the directory holds results of another recipe."""
@@ -138,7 +190,12 @@ class RunDirectory:
         for row, folder in zip(recipe.evaluate.rows, folders, strict=True):
             if folders.count(folder) > 1:
                 raise UserError(f"evaluate.rows: {row.row!r} and another row would share {folder}; rename one")
-        if self.split_path.is_file() and self.split().sha256 != recipe.suite.split().sha256:
+        split = recipe.suite.split()
+        known = [pool for pool, tasks in split.pools.items() if tasks]
+        for where, pool in recipe.pools():
+            if pool not in known:
+                raise UserError(f"{where} = {pool!r}: this world has tasks in the pools {', '.join(known)}")
+        if self.split_path.is_file() and self.split().sha256 != split.sha256:
             raise UserError(f"{self.path} was made with another split; choose another --out")
 
     def _digest_of(self, name: str) -> str | None:
@@ -146,7 +203,7 @@ class RunDirectory:
         stage = self.stage(name)
         if stage.record is not None:
             return stage.record["digest"]
-        return self.recipe().digest(name) if (stage.resume / "state.pt").is_file() else None
+        return stage.begun if (stage.resume / "state.pt").is_file() else None
 
     def recipe(self) -> Recipe:
         """The resolved recipe that the run was prepared with."""

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rcgrpo.algorithm.diagnostics import group_diagnostics
+from rcgrpo.algorithm.resampling import PromptBootstrap
 from rcgrpo.algorithm.statistics import wilson
 from rcgrpo.conditioning import TokenSampler
 from rcgrpo.config import EvaluateTable, Recipe, RowTable
 from rcgrpo.environments.protocol import Suite, tasks_of
 from rcgrpo.episodes.store import read_episodes, write_episodes
-from rcgrpo.episodes.types import Call, Episode, RewardToken, Sampling, Task, Verdict
+from rcgrpo.episodes.types import Call, Episode, RewardToken, Sampling, StopReason, Task, Verdict
 from rcgrpo.errors import UserError
 from rcgrpo.stages.directory import RunDirectory, read_json, write_json
 from rcgrpo.stages.rollout import Job
@@ -42,11 +44,24 @@ def evaluation_jobs(tasks: Sequence[Task], table: EvaluateTable, token: RewardTo
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Success with its 95% Wilson interval, overall and per category. ``success`` is the official 0/1."""
+    """Success with its 95% interval, overall and per category. ``success`` is the official 0/1.
+
+    Wilson's where each task was played once. Episodes of one task are no independent draws: where there are several,
+    the interval is a bootstrap over tasks, and of a single task it says nothing.
+    """
 
     def share(chosen: Sequence[Episode]) -> dict[str, Any]:
+        outcomes: dict[str, list[bool]] = {}
+        for episode in chosen:
+            outcomes.setdefault(episode.task_id, []).append(episode.success)
         solved = sum(e.success for e in chosen)
-        low, high = wilson(solved, len(chosen))
+        if len(outcomes) == len(chosen):
+            low, high = wilson(solved, len(chosen))
+        elif len(outcomes) == 1:
+            low, high = 0.0, 1.0
+        else:
+            rates_K = np.array([np.mean(of) for of in outcomes.values()])
+            _, low, high = PromptBootstrap(len(rates_K)).mean(rates_K)
         return {"success": solved / len(chosen), "low": low, "high": high, "n": len(chosen)}
 
     categories = sorted({e.category for e in episodes})
@@ -55,6 +70,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         "reward": sum(e.reward for e in episodes) / len(episodes),
         "by_category": {c: share([e for e in episodes if e.category == c]) for c in categories},
         "errors": sum(e.error is not None for e in episodes),
+        "truncated": sum(e.stop_reason is StopReason.LENGTH for e in episodes),
     }
 
 
@@ -103,6 +119,11 @@ def evaluate_row(run: RunDirectory, recipe: Recipe, row: RowTable, done: Progres
     probes = probe_jobs(tasks[: table.probe_tasks], row.probe, table.probe_group, recipe.seed)
     played = player.policy(policy, [*jobs, *probes], done)  # side by side: neither waits for the other's last ones
     episodes, groups = played[: len(jobs)], played[len(jobs) :]
+    if not any(any(e.loss_mask) or e.error for e in episodes):
+        raise UserError(
+            f"row {row.row!r}: no episode has a generated token, for every prompt is longer than "
+            f"rollout.episode_tokens = {recipe.rollout.episode_tokens}: raise it, or choose chat.schemas = 'compact'"
+        )
     probe = probed(groups) if groups else {}
     result = {
         "row": row.row,
@@ -134,7 +155,11 @@ def evaluation_size(run: RunDirectory, recipe: Recipe) -> int:
 
 def row_digest(recipe: Recipe, row: RowTable) -> str:
     """What decides a row's result, so that a changed evaluation is not taken for done."""
-    policy = recipe.digest(row.policy) if row.policy in recipe.stages else recipe.model.model_dump_json()
+    if row.policy in recipe.stages:
+        policy = recipe.digest(row.policy)
+    else:
+        worlds = {"toolworld", "bfcl", "custom"}
+        policy = recipe.model.model_dump_json() + recipe.model_dump_json(include=worlds, exclude_defaults=True)
     settings = recipe.evaluate.model_dump_json(exclude={"rows"})
     limits = recipe.rollout.model_dump_json(exclude={"vllm"}) + recipe.chat.model_dump_json() + recipe.reward
     limits += recipe.tasks_sha256 or ""

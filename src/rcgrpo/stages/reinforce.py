@@ -27,7 +27,7 @@ from rcgrpo.policy.scoring import Scorer
 from rcgrpo.stages.directory import RunDirectory
 from rcgrpo.stages.groups import GroupSampler
 from rcgrpo.stages.replay import Replay
-from rcgrpo.stages.setup import player_for
+from rcgrpo.stages.setup import player_for, seed_of
 from rcgrpo.stages.training import Trainer, adapt
 from rcgrpo.stages.update import PolicyUpdate, training_rewards
 
@@ -57,7 +57,9 @@ def reinforce(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     if table.replay is not None:
         replay = Replay(run, recipe, player.codec, table.replay, table.batch_tokens)
     update = PolicyUpdate(trainer, table, reference, recipe.rollout.episode_tokens, replay)
-    sampler = GroupSampler(tasks, table, recipe.seed, TokenGate() if table.sampler.kind == "gated" else None)
+    depth = reinforced(recipe, name)
+    seed = seed_of(recipe.seed, "reinforced", depth) if depth else recipe.seed
+    sampler = GroupSampler(tasks, table, seed, TokenGate() if table.sampler.kind == "gated" else None)
     steps = 0
     with trainer.interruptible():
         first = trainer.resume()
@@ -100,6 +102,15 @@ def reinforce(run: RunDirectory, recipe: Recipe, name: str) -> dict[str, float]:
     tail = directory.metrics()[-10:]
     keys = ("reward_mean", "zero_variance_share")
     return {"steps": steps, "rollouts": total, **{f"last_{k}": sum(m[k] for m in tail) / len(tail) for k in keys}}
+
+
+def reinforced(recipe: Recipe, name: str) -> int:
+    """How many reinforce stages lead to this one: each draws tasks, tokens and rollouts of its own.
+
+    Stages that start beside each other draw the same ones, which pairs them.
+    """
+    leading = recipe.needs(name)
+    return max((reinforced(recipe, n) + isinstance(recipe.stages[n], ReinforceTable) for n in leading), default=0)
 
 
 def replacements(table: ReinforceTable, played: int) -> int:

@@ -7,17 +7,17 @@ A stage runs as ``rcgrpo stage RUN_DIR NAME``: its memory is freed when it ends,
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from rcgrpo.config import CollectTable, FinetuneTable, PretrainTable, Recipe, RetokeniseTable
@@ -41,6 +41,7 @@ def run_stage(run: RunDirectory, name: str) -> dict[str, Any]:
     if name not in recipe.stages:
         raise UserError(f"no stage {name!r} in {run.path}; it has {', '.join(recipe.stages)}")
     table = recipe.stages[name]
+    run.stage(name).begin(recipe.digest(name))
     started = time.monotonic()
     if isinstance(table, CollectTable):
         result = collect(run, recipe, name)
@@ -98,6 +99,7 @@ class Work:
     def start(self, threads: int, gpus: Sequence[str] = ()) -> None:
         """Start it; it sees ``gpus`` alone where some are given, else all of the machine."""
         self.directory.path.mkdir(parents=True, exist_ok=True)
+        self.directory.complaint.unlink(missing_ok=True)
         launcher = [sys.executable]
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
@@ -112,6 +114,33 @@ class Work:
                 env=environment,
                 start_new_session=True,  # the terminal's Ctrl-C comes to us alone, which pass it on once
             )
+
+    def workers(self, *, all_below: bool = False) -> list[psutil.Process]:
+        """The processes that a launcher started, or everything below it, as far as they live."""
+        assert self.process is not None
+        try:
+            return psutil.Process(self.process.pid).children(recursive=all_below)
+        except psutil.NoSuchProcess:
+            return []
+
+    def interrupt(self) -> None:
+        """Ask it to stop at its next resume point. A launcher is not told: it would kill its workers after 30 s."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return
+        for process in (self.workers() if self.processes > 1 else []) or [self.process]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it at once, with all that it started."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return
+        for process in self.workers(all_below=True) if self.processes > 1 else []:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)
 
 
 Watcher = Callable[[str, int, int], None]
@@ -167,16 +196,6 @@ def stages_for(recipe: Recipe, policies: Sequence[str]) -> list[str]:
         if name in found:
             found.update(recipe.needs(name))
     return [name for name in recipe.order() if name in found]
-
-
-def forget(run: RunDirectory, recipe: Recipe, redo: list[str]) -> None:
-    """Remove the results of stages to be done again, and of all that follows from them."""
-    stale = recipe.with_followers(redo)
-    for name in stale:
-        shutil.rmtree(run.stage(name).path, ignore_errors=True)
-    for row in recipe.evaluate.rows:
-        if row.policy in stale:
-            (run.evaluation(row.row) / "result.json").unlink(missing_ok=True)
 
 
 def run_recipe(
@@ -256,26 +275,24 @@ def _check_exit(work: Work, code: int) -> None:
         return
     if code == INTERRUPTED:
         raise KeyboardInterrupt
+    if work.directory.complaint.is_file():
+        raise UserError(f"{work.title}: {work.directory.complaint.read_text(encoding='utf-8')}")
     log = work.directory.log.read_text(errors="replace").strip()
-    if code == 2:
-        raise UserError(f"{work.title}: {re.split('^error: ', log, flags=re.MULTILINE)[-1]}")
     tail = "\n".join(log.splitlines()[-15:])
     raise RuntimeError(f"{work.title} failed with exit code {code}; the end of {work.directory.log}:\n{tail}")
 
 
 def _wind_down(running: list[Work]) -> None:
     """Ask what still runs to stop at its next resume point, and wait for it; a second Ctrl-C waits no longer."""
-    processes = [work.process for work in running if work.process is not None]
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+    for work in running:
+        work.interrupt()
     try:
-        for process in processes:
-            process.wait(timeout=120)
-    except (KeyboardInterrupt, subprocess.TimeoutExpired):
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        for work in running:
+            if work.process is not None:
+                work.process.wait()  # a batch of a large model takes minutes
+    except KeyboardInterrupt:
+        for work in running:
+            work.kill()
 
 
 def default_jobs(recipe: Recipe, processes: int = 1) -> int:

@@ -18,6 +18,7 @@ from rcgrpo.algorithm.objective import normaliser, rc_grpo_loss
 from rcgrpo.algorithm.shaping import conditioned_rewards, entropy_advantages
 from rcgrpo.config import ReinforceTable
 from rcgrpo.episodes.types import Episode, RewardToken
+from rcgrpo.errors import UserError
 from rcgrpo.policy.packing import ScoringBatch, microbatches
 from rcgrpo.policy.scoring import Scorer, reference_scores
 from rcgrpo.stages.replay import Replay
@@ -100,8 +101,9 @@ class PolicyUpdate:
         usable = [e for e in episodes if e.error is None and e.logprobs]
         if not usable:
             first = episodes[0].error
-            why = f"{first.type}: {first.message}" if first else "its prompt is longer than rollout.episode_tokens"
-            raise RuntimeError(f"no episode of the batch has a generated token; the first: {why}")
+            too_long = "its prompt is longer than rollout.episode_tokens: raise it, or choose chat.schemas = 'compact'"
+            why = f"the world failed with {first.type}: {first.message}" if first else too_long
+            raise UserError(f"no episode of the batch can be trained on; the first: {why}")
         groups = list(dict.fromkeys(e.group_id for e in usable))
         targets = self._targets(usable)
         per_update = -(-len(groups) // self.table.updates)
@@ -124,7 +126,7 @@ class PolicyUpdate:
         return {
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(norms) / len(norms),
-            "dropped_episodes": len(episodes) - len(usable),
+            "dropped_episodes": int(self.trainer.total(float(len(episodes) - len(usable)))),
             **means,
             **({"replay_loss": sum(replayed) / len(replayed)} if replayed else {}),
             "update_seconds": round(time.monotonic() - started, 3),
