@@ -22,6 +22,8 @@ from rcgrpo.experiments.statistics import compare
 FOLDER = Path(__file__).with_name("results")
 PICTURE = Path(__file__).with_name("map.svg")
 MARKERS = "osD^vPX"
+MARGIN = 8.0
+"""Points beyond the outermost seeds that are drawn."""
 
 
 class Point(NamedTuple):
@@ -34,6 +36,7 @@ class Point(NamedTuple):
     """RC-GRPO minus GRPO."""
     low: float
     high: float
+    by_seed: list[float]
 
 
 def points(results: Results) -> list[Point]:
@@ -56,12 +59,16 @@ def points(results: Results) -> list[Point]:
         before, *trained = (np.stack([of[seed] for seed in seeds]) for of in by_seed)
         gain = compare(*trained)
         measured = (fmean(separation[seed] for seed in seeds), before.mean(), gain.diff, gain.low, gain.high)
-        found.append(Point(*(100 * x for x in measured)))
+        found.append(Point(*(100 * float(x) for x in measured), [100 * x for x in gain.by_seed]))
     return found
 
 
 def draw(drawn: dict[str, list[Point]]) -> None:
-    """Two panels with one vertical axis: against the separation, and against how good the policy was."""
+    """Two panels with one vertical axis: against the separation, and against how good the policy was.
+
+    The axis reaches :data:`MARGIN` beyond the seeds; intervals of two seeds that disagree run out of it.
+    """
+    seeds = [gain for found in drawn.values() for point in found for gain in point.by_seed]
     figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
     for axes, key, label in zip(
         panels,
@@ -73,11 +80,15 @@ def draw(drawn: dict[str, list[Point]]) -> None:
             gains = [p.gain for p in found]
             bars = [[p.gain - p.low for p in found], [p.high - p.gain for p in found]]
             at = [getattr(p, key) for p in found]
-            axes.errorbar(at, gains, yerr=bars, fmt=marker, capsize=3, label=name)
+            [line, *_] = axes.errorbar(at, gains, yerr=bars, fmt=marker, capsize=3, label=name)
+            for x, point in zip(at, found, strict=True):
+                if len(point.by_seed) > 1:
+                    axes.plot([x] * len(point.by_seed), point.by_seed, "o", mfc="none", ms=3, color=line.get_color())
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("RC-GRPO minus GRPO\n(points of success, 95%)")
+    panels[0].set_ylim(min(seeds) - MARGIN, max(seeds) + MARGIN)
+    panels[0].set_ylabel("RC-GRPO minus GRPO\n(points of success, 95%; small: seeds)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
 
