@@ -344,7 +344,7 @@ def test_a_missing_or_damaged_run_is_the_users_to_mend(run_dir: Path, tmp_path: 
     with pytest.raises(UserError, match="not a run directory"):
         write_report(tmp_path / "nowhere")
     with (run_dir / "stages/grpo/metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 81, "rew')
+        stream.write('{"step": 81, "rew\n')
     with pytest.raises(UserError, match="stage 'grpo'"):
         write_report(run_dir)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fake_vllm import FakeVllm, serving
-from light_world import light_recipe
+from light_world import light_recipe, write_tasks
 from rcgrpo.config import Recipe
 from rcgrpo.errors import UserError
 from rcgrpo.policy.load import load_policy
@@ -156,6 +156,8 @@ def test_a_nucleus_is_refused_with_vllm(tmp_path, where):
 
 
 def test_where_the_server_is_decides_no_result(tmp_path):
+    write_tasks(tmp_path / "tasks.jsonl")
+
     def digest(**server):
         rollout = {"backend": "vllm", "vllm": {"model": "m", "folder": "/f"} | server}
         return light_recipe(tmp_path, stages={"rl": REINFORCE}, rollout=rollout).digest("rl")

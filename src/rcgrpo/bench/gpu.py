@@ -37,8 +37,8 @@ from rcgrpo.bench.gpu_work import (
 )
 from rcgrpo.bench.measure import environment, rounded
 from rcgrpo.errors import UserError
+from rcgrpo.files import write_text
 from rcgrpo.policy.lean_adamw import LeanAdamW
-from rcgrpo.stages.directory import write_json
 
 PARTS: tuple[str, ...] = ("correctness", "decode", "update", "step", "peers")
 MISMATCH_BAR = 5e-4
@@ -100,7 +100,7 @@ class Bench:
 
     def write(self) -> None:
         """Whole or not at all."""
-        write_json(self.path, self.result)
+        write_text(self.path, json.dumps(self.result, indent=1) + "\n")
 
     def _free(self) -> None:
         gc.collect()
