@@ -40,7 +40,8 @@ class PromptBootstrap:
         """The mean over prompts of values in [least, 1]."""
         value = float(values_K.mean())
         if np.ptp(values_K) < 1e-12:
-            unseen = float(proportion_confint(0, len(values_K), method="wilson")[1])
+            _, bound = proportion_confint(0, len(values_K), method="wilson")
+            unseen = float(bound)
             return Estimate(value, value + unseen * (least - value), value + unseen * (1.0 - value))
         return self._around(value, self.weights_RK @ values_K, least, 1.0)
 
