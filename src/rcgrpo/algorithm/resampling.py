@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm, t
-from statsmodels.stats.proportion import proportion_confint
+
+from rcgrpo.algorithm.statistics import wilson
 
 
 class Estimate(NamedTuple):
@@ -40,8 +41,7 @@ class PromptBootstrap:
         """The mean over prompts of values in [least, 1]."""
         value = float(values_K.mean())
         if np.ptp(values_K) < 1e-12:
-            _, bound = proportion_confint(0, len(values_K), method="wilson")
-            unseen = float(bound)
+            _, unseen = wilson(0, len(values_K))
             return Estimate(value, value + unseen * (least - value), value + unseen * (1.0 - value))
         return self._around(value, self.weights_RK @ values_K, least, 1.0)
 
