@@ -442,6 +442,14 @@ def test_cells_measured_apart_are_joined(recipe):
     ours = {**first, "plan": {**first["plan"], "commit": None, "started": "2025-01-01"}}
     assert merge(ours, [(Path("b.json"), begun)])["plan"] == ours["plan"]
     assert merge(begun, [(Path("a.json"), ours)])["plan"] == ours["plan"]  # one that was not fixed beforehand is enough
+    probes = [
+        {**cell("GRPO", 0, "1110"), "token": t, "separation": None, "success_sampled": s}
+        for t, s in (("high", 0.5), ("low", 0.2))
+    ]
+    halves = merge(with_cells(empty, probes[:1]), [(Path("low.json"), with_cells(empty, probes[1:]))])
+    assert [c["separation"] for c in halves["cells"]] == [pytest.approx(0.3)] * 2  # each half knew of one token
+    late = {**first, "plan": {**first["plan"], "commit": None, "started": "2027-01-01"}}
+    assert merge(begun, [(Path("a.json"), late)])["plan"]["commit"] is None
     other = {**second, "plan": {**second["plan"], "digest": "0"}}
     with pytest.raises(UserError, match=r"b.json holds another plan"):
         merge(first, [(Path("b.json"), other)])

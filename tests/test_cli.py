@@ -100,6 +100,11 @@ MISTAKES = [
         ["evaluate.pool = 'exam'", "experts, train, test"],
     ),
     ("played", ["run", "{recipe}", "--set", "stages.rcgrpo.pool=trian"], ["stages.rcgrpo.pool = 'trian'", "train"]),
+    (
+        "greedy",
+        ["run", "{recipe}", "--set", "stages.more={{kind='collect', policy='base', temperature=0, samples=2}}"],
+        ["samples > 1 needs a temperature above 0"],
+    ),
     ("updates", ["run", "{recipe}", "--set", "stages.rcgrpo.updates=5"], ["cannot be divided among 5 updates"]),
     ("token", ["eval", "x", "{recipe}", "--token", "medium"], ["--token medium", "high, low or none"]),
     ("checkpoint", ["eval", "./nothing", "{recipe}"], ["./nothing", "cannot be loaded"]),
@@ -126,6 +131,13 @@ def test_a_users_mistake_gets_a_message_and_exit_code_2(capsys, recipe, lights, 
     for words in said:
         assert words in err, err
     assert not (recipe.parent / "runs").exists()
+
+
+def test_a_second_session_on_a_run_is_refused(capsys, recipe):
+    out = recipe.parent / "run"
+    with RunDirectory(out).alone():
+        code, _, err = cli(capsys, "run", recipe, "--out", out)
+    assert code == 2 and "another session works on" in err and not (out / "config.json").exists()
 
 
 def test_a_failure_of_ours_gets_a_traceback_and_exit_code_1(capsys, recipe, monkeypatch):

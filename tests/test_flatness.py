@@ -307,10 +307,10 @@ def test_tokens_that_cut_both_ways_are_not_said_to_leave_groups_flat():
     found, bootstrap = reading(counts), PromptBootstrap(32)
     assert found.separation.value == 0 and found.find("stratified", 8).flat.value == 0
     advised = {advice.action: advice.why for advice in advise([found], 8, bootstrap)}
-    assert re.search(r"100 \(.*points fewer are flat, but high is not the better", advised["do not mix"])
+    assert re.search(r"100 \(.*points fewer are flat, but high is not shown to be better", advised["do not mix"])
     same = reading(Counts(n, counts.none, counts.high, counts.high))
     [why] = [a.why for a in advise([same], 8, bootstrap) if a.action == "do not mix"]
-    assert "nothing that mixing could use" in why
+    assert "nothing for mixing to use" in why
 
 
 def test_plain_groups_have_no_token_only_where_high_is_shown_to_be_worse():

@@ -657,13 +657,24 @@ def test_episodes_of_one_task_are_no_independent_draws(collected):
     found, once = summarise(played), summarise(played[::8])
     assert found["success"] == once["success"] == 0.5 and (found["n"], once["n"]) == (80, 10)
     assert found["low"] < 0.25 and found["high"] > 0.75  # as wide as ten episodes, not as eighty
+    cut = episode.model_copy(update={"stop_reason": StopReason.LENGTH})
+    assert found["truncated"] == 0 and summarise([episode, cut])["truncated"] == 1
     assert summarise(played[:8])["low"] == 0.0 and summarise(played[:1])["low"] > 0.1
 
 
-def test_a_stage_that_goes_on_after_another_plays_other_batches(lights):
+def test_a_stage_that_goes_on_after_another_plays_other_batches(lights, tmp_path):
     stages = {"a": RCGRPO, "b": {**RCGRPO, "start": "a"}, "c": {**RCGRPO, "start": "a"}, "d": {**RCGRPO, "start": "c"}}
     recipe = light_recipe(lights, stages=stages)
     assert [reinforced(recipe, name) for name in "abcd"] == [0, 1, 1, 2]
+
+    once = {**RCGRPO, "steps": 1, "groups": 2, "group_size": 2}
+    recipe = light_recipe(lights, stages={"a": once, "b": {**once, "start": "a"}, "c": {**once, "start": "a"}})
+    run, drawn = prepared(tmp_path, recipe), {}
+    for name in "abc":
+        run_stage(run, name)
+        [batch] = run.stage(name).rollouts.iterdir()
+        drawn[name] = [(e.task_id, e.reward_token, e.sampling.seed) for e in read_episodes(batch)]
+    assert drawn["b"] == drawn["c"] != drawn["a"]  # those beside each other are paired
 
 
 def test_metrics_that_were_cut_off_while_being_written_are_left_out(tmp_path):

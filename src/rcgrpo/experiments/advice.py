@@ -82,10 +82,10 @@ def _about_mixing(now: Reading, base: Prediction, bootstrap: PromptBootstrap) ->
         least = "not shown to be above 0" if now.separation.low <= 0 else f"below {100 * LEAST_SEPARATION:.0f}"
         how = "train it longer, or on failures that differ more from the successes"
         yield Advice("train stage 1", f"{separation}, which is {least}: {how}")
-        fewer = f"{points(fall)} points fewer are flat, but high is not the better token: differences without direction"
-        yield Advice(
-            "do not mix", f"{numbers}. {fewer}" if fall.low > 0 else f"{numbers}: nothing that mixing could use"
+        fewer = (
+            f". {points(fall)} points fewer are flat, but high is not shown to be better: differences without direction"
         )
+        yield Advice("do not mix", numbers + (fewer if fall.low > 0 else ": nothing for mixing to use"))
     elif fall.low > 0:
         assert best.token_only is not None
         only = f"in {share(best.token_only)} of all groups the reward differs between tokens only"

@@ -31,7 +31,7 @@ def print_table(rows: Sequence[dict[str, Any]], console: Console) -> None:
     The optional keys ``zero_variance_share``, ``separation`` and ``by_category`` get columns where some row has
     them; categories only on a terminal of at least 110 columns.
     """
-    table = Table(caption="percent; 95% Wilson intervals", caption_justify="left")
+    table = Table(caption="percent; 95% intervals", caption_justify="left")
     table.add_column("row", overflow="fold")
     for heading in ("success", "95% interval", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
